@@ -1,0 +1,10 @@
+"""Model files: references, config, tensor names, and reading and writing GGUF and safetensors.
+
+resolve(reference) -> path -> open_checkpoint(path) -> Checkpoint(config, tensors, tokenizer())
+"""
+
+from draftsmith.checkpoint.checkpoint import Checkpoint
+from draftsmith.checkpoint.config import ModelConfig, RopeConfig
+from draftsmith.checkpoint.tensor import Tensor
+
+__all__ = ["Checkpoint", "ModelConfig", "RopeConfig", "Tensor"]

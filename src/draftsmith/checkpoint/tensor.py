@@ -1,0 +1,46 @@
+"""One tensor of a checkpoint: a name, a block type, a shape, and bytes that stay in the file until they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from draftsmith.quant import BlockType
+
+__all__ = ["Tensor"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """A vector (n,) or a matrix (rows, cols) in one block type; blocks run along a row.
+
+    ``stored``: uint8 [rows * bytes of a row], the bytes as they lie in the (memory-mapped) file, read-only.
+    ``row_order``: None, or int64 [rows] ([n] for a vector): row i of the tensor is row ``row_order[i]`` of ``stored``.
+    GGUF files of the llama architecture hold the rows of q and k in another order than ``transformers``; rows move
+    whole, so blocks stay as they are.
+    """
+
+    name: str
+    block_type: BlockType
+    shape: tuple[int, ...]
+    stored: npt.NDArray[np.uint8]
+    row_order: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a matrix; 1 for a vector."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data in bytes."""
+        return int(self.stored.size)
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """uint8 [num_bytes], row-major, in the tensor's own row order: a view into the file, or a copy if reordered."""
+        if self.row_order is None:
+            return self.stored
+        return self.stored.reshape(self.row_order.size, -1)[self.row_order].reshape(-1)
