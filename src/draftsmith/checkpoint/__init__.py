@@ -3,8 +3,9 @@
 resolve(reference) -> path -> open_checkpoint(path) -> Checkpoint(config, tensors, tokenizer())
 """
 
-from draftsmith.checkpoint.checkpoint import Checkpoint
+from draftsmith.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.checkpoint.config import ModelConfig, RopeConfig
+from draftsmith.checkpoint.rope import rope_frequencies
 from draftsmith.checkpoint.tensor import Tensor
 
-__all__ = ["Checkpoint", "ModelConfig", "RopeConfig", "Tensor"]
+__all__ = ["Checkpoint", "ModelConfig", "RopeConfig", "Tensor", "open_checkpoint", "rope_frequencies"]

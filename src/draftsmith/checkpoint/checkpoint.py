@@ -2,36 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
 
 from draftsmith.checkpoint.config import ModelConfig
+from draftsmith.checkpoint.gguf_model import gguf_config, gguf_tensors
+from draftsmith.checkpoint.gguf_reader import read_gguf
+from draftsmith.checkpoint.layout import check_tensors
 from draftsmith.checkpoint.tensor import Tensor
+from draftsmith.errors import CheckpointError
 
 if TYPE_CHECKING:
     from draftsmith.text import Tokenizer
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint"]
 
 
-class Checkpoint(Protocol):
-    """An opened checkpoint (signatures; the class follows)."""
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint. Its tensors are views into memory-mapped files.
+
+    ``tensors`` are in the order in which a forward pass uses them, under the names of ``layout.expected_tensors``:
+    exactly those, all with the shapes that the config asks for. ``metadata`` is a GGUF file's, empty for folders.
+    ``files`` are those that hold the weights. ``header_sha256`` identifies what the config was read from.
+    """
 
     path: Path
+    kind: Literal["gguf", "folder"]
     config: ModelConfig
     tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, Any]
-    fingerprint: str
+    files: tuple[Path, ...]
+    header_sha256: str
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's own tokenizer."""
-        ...
+    @property
+    def fingerprint(self) -> str:
+        """A cheap identity (hex): the files' real paths, sizes and times, and the header. Changes when a file does."""
+        digest = hashlib.sha256(self.header_sha256.encode())
+        for file in self.files:
+            real = file.resolve()
+            stat = real.stat()
+            digest.update(f"\n{real}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors as stored."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     def sha256(self) -> str:
-        """Hash of all weights files, in full."""
-        ...
+        """Hash (hex) of the weights file in full; of the list of all names and hashes when there are several."""
+        hashes = [_file_sha256(file) for file in self.files]
+        if len(hashes) == 1:
+            return hashes[0]
+        lines = "".join(f"{sha}  {file.name}\n" for sha, file in zip(hashes, self.files, strict=True))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's own tokenizer. Raises TokenizerError when it is missing or damaged."""
+        from draftsmith.text import Tokenizer  # slow to import, and not needed to look at weights
+
+        return Tokenizer.from_gguf(self.metadata)
 
     def close(self) -> None:
-        """Unmap the files."""
-        ...
+        """Let go of the tensors. The files are unmapped once nobody holds a view of them."""
+        self.tensors = MappingProxyType({})
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a .gguf file or a Hugging Face folder. Weights are not read yet, only mapped.
+
+    Raises CheckpointError when a file is missing, damaged or contradictory, UnsupportedModel when it is well-formed but
+    not one of the architectures or block types that we know.
+    """
+    if not path.exists():
+        raise CheckpointError(f"there is no {path}; give a Hugging Face folder or a .gguf file")
+    return _open_gguf(path)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = read_gguf(path)
+    config = gguf_config(file)
+    return Checkpoint(
+        path=path,
+        kind="gguf",
+        config=config,
+        tensors=MappingProxyType(check_tensors(config, gguf_tensors(file, config), path)),
+        files=(path,),
+        header_sha256=file.header_sha256,
+        metadata=file.metadata,
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
