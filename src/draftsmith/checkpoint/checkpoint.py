@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,13 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from draftsmith.checkpoint.config import ModelConfig
+from draftsmith.checkpoint.folder_config import folder_config
+from draftsmith.checkpoint.folder_model import settle_embeddings
 from draftsmith.checkpoint.gguf_model import gguf_config, gguf_tensors
 from draftsmith.checkpoint.gguf_reader import read_gguf
+from draftsmith.checkpoint.json_file import read_json_object
 from draftsmith.checkpoint.layout import check_tensors
+from draftsmith.checkpoint.safetensors_reader import read_weights_of_folder
 from draftsmith.checkpoint.tensor import Tensor
 from draftsmith.errors import CheckpointError
 
@@ -66,7 +71,7 @@ class Checkpoint:
         """The checkpoint's own tokenizer. Raises TokenizerError when it is missing or damaged."""
         from draftsmith.text import Tokenizer  # slow to import, and not needed to look at weights
 
-        return Tokenizer.from_gguf(self.metadata)
+        return Tokenizer.from_gguf(self.metadata) if self.kind == "gguf" else Tokenizer.from_folder(self.path)
 
     def close(self) -> None:
         """Let go of the tensors. The files are unmapped once nobody holds a view of them."""
@@ -89,7 +94,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise CheckpointError(f"there is no {path}; give a Hugging Face folder or a .gguf file")
-    return _open_gguf(path)
+    return _open_folder(path) if path.is_dir() else _open_gguf(path)
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    gguf_files = sorted(file.name for file in path.glob("*.gguf"))
+    if gguf_files and not (path / "config.json").exists():
+        raise CheckpointError(f"{path} is not a Hugging Face folder; give the file in it: {path / gguf_files[0]}")
+    described = read_json_object(path / "config.json")
+    weights = read_weights_of_folder(path)
+    config, tensors = settle_embeddings(folder_config(described), weights.tensors)
+    header = json.dumps(described.values, sort_keys=True) + weights.header_sha256
+    return Checkpoint(
+        path=path,
+        kind="folder",
+        config=config,
+        tensors=MappingProxyType(check_tensors(config, tensors, path)),
+        files=weights.files,
+        header_sha256=hashlib.sha256(header.encode()).hexdigest(),
+    )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
