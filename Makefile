@@ -1,0 +1,70 @@
+# The same five commands for everyone: make demo test lint bench docs. Continuous integration calls them too.
+# Each one prepares .venv as far as it needs and does nothing twice: the files .venv/.done-* are the stamps.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_FLAGS)
+NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
+CODE   := src tests benchmarks $(wildcard examples)
+
+.PHONY: help demo test lint format bench docs build clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    the same text, plain and speculative, from a real model; nothing else is needed first"
+	@echo "make test    all tests"
+	@echo "make lint    ruff, mypy --strict, sizes and layers are checked by the tests"
+	@echo "make format  let ruff put the code into its form"
+	@echo "make bench   decoding speed on this machine, plain and speculative interleaved"
+	@echo "make docs    write the command line reference again from the program"
+	@echo "make build   compile the engine and install draftsmith into .venv"
+	@echo "make clean   remove what was built, .venv included"
+
+demo: $(VENV)/.done-core
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.done-dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.done-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+
+format: $(VENV)/.done-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.done-core
+	$(BIN)/python benchmarks/decode.py $(BENCH_FLAGS)
+
+docs: $(VENV)/.done-core
+	$(BIN)/python -m draftsmith.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+build: $(VENV)/.done-core
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "$(PYTHON) is Python %d.%d; draftsmith needs 3.11 or newer, name one with make PYTHON=..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# The build tools live in .venv, so that compiling again after an edit takes seconds (no isolated build environment).
+$(VENV)/.done-tools: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > $(VENV)/build-requires.txt
+	$(PIP) -r $(VENV)/build-requires.txt
+	touch $@
+
+$(VENV)/.done-core: $(VENV)/.done-tools $(NATIVE)
+	$(PIP) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.done-dev: $(VENV)/.done-core
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
