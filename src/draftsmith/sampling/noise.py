@@ -1,0 +1,101 @@
+"""Random draws that are functions of (seed, position, token id) and of nothing else.
+
+A token is drawn by an exponential race (the Gumbel-max trick, written with exponentials): every id i that has a
+probability p_i gets a waiting time E_i / p_i, where E_i is exponential noise, and the first to arrive wins. P(i wins)
+is p_i exactly, and two distributions that race with the same noise mostly agree, which is what the ``coupled``
+verification rule lives on (Daliri, Musco, Suresh 2024, arXiv:2408.07978).
+
+A *stream* tag keeps draws with different purposes independent of one another at the same position.
+
+Shape legend: S ids with non-zero probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from draftsmith.sampling.philox import philox4x32
+from draftsmith.types import Distribution
+
+__all__ = ["Noise", "NoiseSource"]
+
+_TARGET = 0  # which token the target draws; under the coupled rule the draft draws with it too
+_ACCEPT = 1  # whether the rejection rule accepts a draft token
+_DRAFT = 2  # which token a draft draws under the rejection rule
+_MASK = 0xFFFFFFFF
+
+
+class NoiseSource(Protocol):
+    """Where draws come from: ``Noise`` in earnest; tests put in a source that walks through every outcome."""
+
+    def sample(self, distribution: Distribution, position: int) -> int:
+        """The token that the target's noise draws for ``position`` (the token's index in prompt + reply)."""
+        ...
+
+    def accepts(self, probability: float, position: int) -> bool:
+        """True with the given probability, independently of what ``sample`` and ``sample_draft`` draw."""
+        ...
+
+    def sample_draft(self, distribution: Distribution, position: int, round_start: int) -> int:
+        """A draw for the rejection rule's draft, independent of all others: also of other rounds' at ``position``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Philox noise for one request. ``seed`` is from 0 to 2**63 - 1; positions must be below 2**32."""
+
+    seed: int
+
+    def sample(self, distribution: Distribution, position: int) -> int:
+        """The token drawn for ``position``."""
+        return self._race(distribution, position, _TARGET, 0)
+
+    def accepts(self, probability: float, position: int) -> bool:
+        """True with the given probability; no noise is spent on certainties."""
+        if probability >= 1.0:
+            return True
+        if probability <= 0.0:
+            return False
+        return bool(self._uniforms(np.zeros(1, np.int64), position, _ACCEPT, 0)[0] < probability)
+
+    def sample_draft(self, distribution: Distribution, position: int, round_start: int) -> int:
+        """A draft token for ``position`` in the round whose first draft token is at ``round_start``.
+
+        A position can be drafted again in a later round. Fresh noise per round matters: the length policy may have
+        learnt from the earlier draft, and its choice must not be tied to the noise of the draft to come.
+        """
+        return self._race(distribution, position, _DRAFT, round_start)
+
+    def _race(self, distribution: Distribution, position: int, stream: int, nonce: int) -> int:
+        token_ids = distribution.token_ids
+        if token_ids.size == 1:
+            return int(token_ids[0])
+        waiting = np.log1p(-self._uniforms(token_ids, position, stream, nonce))
+        waiting /= distribution.probs  # negative waiting times, so that the largest arrives first
+        return int(token_ids[waiting.argmax()])
+
+    def _uniforms(
+        self, token_ids: npt.NDArray[np.int64], position: int, stream: int, nonce: int
+    ) -> npt.NDArray[np.float64]:
+        """float64 [S] strictly between 0 and 1, with a resolution of 2**-53."""
+        bits = philox_bits(token_ids, self.seed, position, stream, nonce)
+        return (bits.astype(np.float64) + 0.5) * 2.0**-53
+
+
+def philox_bits(
+    token_ids: npt.NDArray[np.int64], seed: int, position: int, stream: int, nonce: int
+) -> npt.NDArray[np.uint64]:
+    """uint64 [S]: 53 random bits for every id, from the counter (id, position, stream, nonce) and the key ``seed``."""
+    counter = (
+        token_ids.astype(np.uint64),
+        np.full(1, position, np.uint64),
+        np.full(1, stream, np.uint64),
+        np.full(1, nonce, np.uint64),
+    )
+    high, low, _, _ = philox4x32(counter, (seed & _MASK, seed >> 32))
+    return (high << np.uint64(21)) | (low >> np.uint64(11))

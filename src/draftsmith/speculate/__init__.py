@@ -1,0 +1,33 @@
+"""Drafting, verification, length policy and the reference loop. Knows models only as ``model.protocol.Model``."""
+
+from draftsmith.speculate.drafters import (
+    Drafter,
+    DraftSession,
+    ModelDrafter,
+    PromptLookupDrafter,
+    WantsMore,
+    common_prefix,
+)
+from draftsmith.speculate.loop import Round, generate, token_limit
+from draftsmith.speculate.policy import CostModel, FixedLength, LengthPolicy
+from draftsmith.speculate.stats import SpeculationCounter
+from draftsmith.speculate.verify import verify
+from draftsmith.speculate.vocabulary import check_same_vocabulary
+
+__all__ = [
+    "CostModel",
+    "DraftSession",
+    "Drafter",
+    "FixedLength",
+    "LengthPolicy",
+    "ModelDrafter",
+    "PromptLookupDrafter",
+    "Round",
+    "SpeculationCounter",
+    "WantsMore",
+    "check_same_vocabulary",
+    "common_prefix",
+    "generate",
+    "token_limit",
+    "verify",
+]

@@ -1,0 +1,93 @@
+"""Prompt lookup: propose what followed the last time the text ended like this. Needs no model, costs next to nothing.
+
+The idea is Saxena's "prompt lookup decoding" (2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from draftsmith.errors import UsageError
+from draftsmith.speculate.drafters.protocol import WantsMore
+from draftsmith.types import Draft, Request, Verdict, VerificationRule
+
+__all__ = ["PromptLookupDrafter", "PromptLookupSession"]
+
+_LONGEST_LOOK_BACK = 32  # how far a match is followed back to tell how good it is
+
+
+class PromptLookupDrafter:
+    """Looks for the last ``max_ngram`` tokens earlier in the text, then for fewer, down to ``min_ngram``.
+
+    Raises UsageError unless 1 <= min_ngram <= max_ngram.
+    """
+
+    name = "lookup"
+
+    def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise UsageError(f"Prompt lookup got n-grams of {min_ngram} to {max_ngram} tokens; give 1 <= min <= max")
+        self._sizes = range(max_ngram, min_ngram - 1, -1)
+
+    def start(self, request: Request, rule: VerificationRule) -> PromptLookupSession:
+        """A session with an empty index."""
+        del request, rule
+        return PromptLookupSession(self._sizes)
+
+
+class PromptLookupSession:
+    """One text's index: for every n-gram, the position after its most recent occurrence that something follows."""
+
+    def __init__(self, sizes: range) -> None:
+        self._sizes = sizes
+        self._follows: dict[tuple[int, ...], int] = {}
+        self._indexed: list[int] = []
+
+    def restart(self, request: Request) -> None:
+        """Begin another text with an empty index: reading a prompt again takes about a microsecond a token."""
+        del request
+        self._follows.clear()
+        self._indexed.clear()
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Index the tokens that came since the last call."""
+        for token_id in token_ids[len(self._indexed) :]:
+            end = len(self._indexed)
+            for size in self._sizes:
+                if size <= end:
+                    self._follows[tuple(self._indexed[end - size :])] = end
+            self._indexed.append(token_id)
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """Copy what followed the most recent longest match, as long as it is wanted.
+
+        A match whose copy runs into the end of the text goes on with what was copied, so repetitions are continued.
+        """
+        self.read(token_ids)
+        source = self._match()
+        if source is None:
+            return Draft(())
+        drawn: list[int] = []
+        confidence = self._confidence(source)
+        while len(drawn) < max_tokens and wants_more([confidence] * len(drawn), confidence):
+            at = source + len(drawn)
+            drawn.append(self._indexed[at] if at < len(self._indexed) else drawn[at - len(self._indexed)])
+        return Draft(tuple(drawn), None, (confidence,) * len(drawn))
+
+    def commit(self, verdict: Verdict) -> None:
+        """Nothing to undo: only the text itself is indexed."""
+
+    def _match(self) -> int | None:
+        """The position of the token that followed the best match, if there is one."""
+        text = self._indexed
+        for size in self._sizes:
+            if size <= len(text) and (source := self._follows.get(tuple(text[-size:]))) is not None:
+                return source
+        return None
+
+    def _confidence(self, source: int) -> float:
+        """n / (n + 1) for a match of n tokens: the longer the match, the likelier that the text goes on alike."""
+        text, length = self._indexed, 0
+        while length < min(source, _LONGEST_LOOK_BACK) and text[source - 1 - length] == text[-1 - length]:
+            length += 1
+        return length / (length + 1)

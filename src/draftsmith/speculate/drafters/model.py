@@ -1,0 +1,145 @@
+"""A draft model as a drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from draftsmith.model.protocol import Model, TokenRun
+from draftsmith.sampling import Noise, NoiseSource, TokenHistory, needs_history, probability_of, process
+from draftsmith.speculate.drafters.protocol import WantsMore
+from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
+
+__all__ = ["ModelDraftSession", "ModelDrafter"]
+
+
+class ModelDrafter:
+    """Drafts with a smaller model of the same vocabulary (``vocabulary.check_same_vocabulary``).
+
+    ``target_vocab_size`` is the width of the target's logits: ids that the target cannot write are never drafted.
+    """
+
+    def __init__(self, model: Model, *, target_vocab_size: int, name: str = "model") -> None:
+        self._model = model
+        self._name = name
+        self._vocab_size = min(model.vocab_size, target_vocab_size)
+
+    @property
+    def name(self) -> str:
+        """As it appears in statistics."""
+        return self._name
+
+    def start(self, request: Request, rule: VerificationRule) -> ModelDraftSession:
+        """A session with an empty cache of its own."""
+        return ModelDraftSession(self._model, self._vocab_size, request, rule, Noise(request.sampling.seed or 0))
+
+
+class ModelDraftSession:
+    """One text's cache of the draft model. Between calls it holds a prefix of the text and nothing else.
+
+    Draft tokens are drawn as the target would draw them, with all sampling options: with the target's noise under the
+    coupled rule, with noise of their own under the rejection rule (else p and q would not be independent, and the rule
+    would not be lossless). Confidence is the probability that the draft gave its token: the processed one, or for
+    greedy drafts the softmax of the raw logits.
+    """
+
+    def __init__(
+        self, model: Model, vocab_size: int, request: Request, rule: VerificationRule, noise: NoiseSource
+    ) -> None:
+        self._model = model
+        self._vocab_size = vocab_size
+        self._rule = rule
+        self._noise = noise
+        self._cache = model.new_cache()
+        self._held: list[int] = []  # the ids in the cache
+        self._pending: list[int] = []  # draft tokens that await their verdict; all but the last may be in the cache
+        self._begin(request)
+
+    def restart(self, request: Request) -> None:
+        """Begin another text with the cache of the last one, as far as the prompts agree."""
+        self._noise = Noise(request.sampling.seed or 0)
+        self._begin(request)
+        self._keep(min(common_prefix(self._held, request.prompt_ids), len(request.prompt_ids) - 1))
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Take in the text up to its last token, which the first draft step reads."""
+        if self._can_read(token_ids) and len(token_ids) - 1 > len(self._held):
+            self._forward(token_ids[len(self._held) : -1])
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """See ``protocol.DraftSession.draft``. Unread text and the first step are one forward."""
+        drawn: list[int] = []
+        distributions: list[Distribution] = []
+        confidences: list[float] = []
+        self._pending = drawn
+        if not self._can_read(token_ids):
+            return Draft(())
+        room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
+        self._catch_up_history(token_ids)
+        unread = token_ids[len(self._held) :]
+        while len(drawn) < room and wants_more(confidences, None):
+            logits = self._forward(unread if not drawn else drawn[-1:])
+            q = process(logits, self._params, self._history)
+            drawn.append(self._draw(q, len(token_ids) + len(drawn), len(token_ids)))
+            distributions.append(q)
+            confidences.append(_softmax_at(logits, drawn[-1]) if self._params.greedy else probability_of(q, drawn[-1]))
+            if self._history is not None:
+                self._history.push(drawn[-1])
+        sampled = self._rule == "rejection" and not self._params.greedy
+        return Draft(tuple(drawn), tuple(distributions) if sampled else None, tuple(confidences))
+
+    def commit(self, verdict: Verdict) -> None:
+        """Drop the rejected tokens from cache and history."""
+        rejected = len(self._pending) - verdict.num_accepted
+        if self._pending and rejected > 0:
+            text = len(self._held) - (len(self._pending) - 1)  # the last draft token was never read
+            self._keep(min(len(self._held), text + verdict.num_accepted))
+            if self._history is not None:
+                for _ in range(rejected):
+                    self._history.pop()
+        self._pending = []
+
+    def _begin(self, request: Request) -> None:
+        self._params = request.sampling
+        self._num_prompt = len(request.prompt_ids)
+        self._history = TokenHistory(request.prompt_ids) if needs_history(request.sampling) else None
+        self._pending = []
+
+    def _can_read(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text fits this model: its context, and its vocabulary where the target's is wider."""
+        unread = token_ids[len(self._held) :]
+        return len(token_ids) <= self._cache.capacity and (not unread or max(unread) < self._model.vocab_size)
+
+    def _catch_up_history(self, token_ids: Sequence[int]) -> None:
+        if self._history is not None:
+            for token_id in token_ids[self._num_prompt + self._history.reply_length :]:
+                self._history.push(token_id)
+
+    def _draw(self, q: Distribution, position: int, round_start: int) -> int:
+        if self._rule == "rejection":
+            return self._noise.sample_draft(q, position, round_start)
+        return self._noise.sample(q, position)
+
+    def _forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Read ``token_ids`` and return the logits [V] after the last, without ids that the target cannot write."""
+        [logits] = self._model.forward([TokenRun(self._cache, token_ids)])
+        self._held += token_ids
+        row: npt.NDArray[np.float32] = logits[0, : self._vocab_size]
+        return row
+
+    def _keep(self, length: int) -> None:
+        self._cache.truncate(length)
+        del self._held[length:]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """The number of leading tokens that ``a`` and ``b`` share."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def _softmax_at(logits: npt.NDArray[np.float32], token_id: int) -> float:
+    """softmax(logits)[token_id], in float32: good enough for a confidence."""
+    return float(1.0 / np.exp(logits - logits[token_id]).sum())

@@ -1,0 +1,54 @@
+"""What proposes tokens. A drafter that is no good costs time; it can never change the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from draftsmith.types import Draft, Request, Verdict, VerificationRule
+
+__all__ = ["DraftSession", "Drafter", "WantsMore"]
+
+WantsMore = Callable[[Sequence[float], float | None], bool]
+"""``wants_more(confidences, upcoming)``: whether to draft one token more.
+
+``confidences`` are those of the round's draft tokens so far (none yet: whether to draft at all). ``upcoming`` is the
+confidence of the next token where the drafter knows it for nothing and without having drawn it, else None.
+"""
+
+
+class DraftSession(Protocol):
+    """A drafter's state for one text."""
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Take in the text so far, ahead of need. ``draft`` does so itself; this only chooses the moment."""
+        ...
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """At most ``max_tokens`` tokens that may follow the text ``token_ids`` (prompt and reply, complete).
+
+        Fewer, or none, when the drafter has nothing to propose, its context is full, or ``wants_more`` says so. A call
+        that drafts nothing costs next to nothing. Every draft is answered by ``commit`` before the next call.
+        """
+        ...
+
+    def commit(self, verdict: Verdict) -> None:
+        """Learn what became of the draft: forget the tokens that were rejected."""
+        ...
+
+    def restart(self, request: Request) -> None:
+        """Begin another text. What its prompt has in common with the text before is kept (the turns of a chat)."""
+        ...
+
+
+class Drafter(Protocol):
+    """Anything that proposes tokens: a draft model, prompt lookup, a head."""
+
+    @property
+    def name(self) -> str:
+        """As it appears in statistics."""
+        ...
+
+    def start(self, request: Request, rule: VerificationRule) -> DraftSession:
+        """A session for one text. ``rule`` decides which noise a sampled draft is drawn with."""
+        ...

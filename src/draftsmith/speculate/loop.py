@@ -1,0 +1,142 @@
+"""The reference loop: speculative decoding of one text, as in the papers. It is the oracle for faster engines.
+
+Plain decoding is the same loop without a drafter: every round is then one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from draftsmith.errors import PromptTooLong, UsageError
+from draftsmith.model.protocol import KVCache, Model, TokenRun
+from draftsmith.sampling import Noise, TokenHistory, logprobs_of, needs_history, process
+from draftsmith.speculate.drafters.protocol import DraftSession
+from draftsmith.speculate.policy import FixedLength, LengthPolicy
+from draftsmith.speculate.verify import verify
+from draftsmith.types import (
+    Distribution,
+    Draft,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    Verdict,
+    VerificationRule,
+)
+
+__all__ = ["Round", "generate", "token_limit"]
+
+_NO_DRAFT = Draft(())
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round wrote: ``num_accepted`` draft tokens and, unless the text ended before it, the bonus token.
+
+    ``num_draft_tokens`` counts those that were proposed within the text. ``logprobs`` has one entry a token, or none.
+    """
+
+    token_ids: tuple[int, ...]
+    num_accepted: int
+    num_draft_tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    def cut(self, length: int, finish_reason: FinishReason) -> Round:
+        """The same round when the text ends after its first ``length`` tokens."""
+        return replace(
+            self,
+            token_ids=self.token_ids[:length],
+            num_accepted=min(self.num_accepted, length),
+            num_draft_tokens=min(self.num_draft_tokens, length),
+            finish_reason=finish_reason,
+            logprobs=self.logprobs[:length],
+        )
+
+
+def generate(
+    model: Model,
+    cache: KVCache,
+    request: Request,
+    *,
+    eos_ids: Collection[int] = (),
+    session: DraftSession | None = None,
+    policy: LengthPolicy | None = None,
+    rule: VerificationRule = "coupled",
+) -> Iterator[Round]:
+    """Write the reply to ``request``, one Round at a time; the last one has a finish_reason.
+
+    ``cache`` holds nothing, or the keys and values of a proper prefix of the prompt; it is modified. After every round
+    it holds prompt and reply except the last token, also when the caller stops early. ``session`` is that of a drafter,
+    started with the same request and rule; without one, decoding is plain. EOS is part of the reply.
+
+    Raises UsageError for an empty prompt, PromptTooLong when the context has no room for a token of reply.
+    """
+    params, noise, policy = request.sampling, Noise(request.sampling.seed or 0), policy or FixedLength(4)
+    ids, end = list(request.prompt_ids), len(request.prompt_ids) + token_limit(request, cache.capacity)
+    history = TokenHistory(ids) if needs_history(params) else None
+    ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
+    draft = _NO_DRAFT  # the first round reads the prompt and writes one token: it is not kept waiting for a draft
+    while True:
+        start = len(ids)
+        run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
+        [logits] = model.forward([run])
+        verdict = verify(draft, _targets(logits, draft, params, history), rule, noise, start)
+        finished = _as_round(verdict, ends, room=end - start, logits=logits, params=params)
+        ids += finished.token_ids
+        cache.truncate(len(ids) - 1)
+        if session:
+            session.commit(verdict)
+            policy.learn(draft, verdict)
+        if history:
+            _record(history, ids[len(request.prompt_ids) + history.reply_length :])
+        yield finished
+        if finished.finish_reason:
+            return
+        if session:
+            draft = session.draft(ids, end - len(ids) - 1, policy.wants_more)
+
+
+def token_limit(request: Request, capacity: int) -> int:
+    """How many tokens of reply ``request`` may have when prompt and reply share a context of ``capacity`` tokens."""
+    length = len(request.prompt_ids)
+    if length == 0:
+        raise UsageError("The prompt is empty; give at least one token")
+    if length >= capacity:
+        raise PromptTooLong(
+            f"The prompt has {length} tokens, but the context holds {capacity} with the reply; shorten the prompt"
+        )
+    return min(request.sampling.max_new_tokens, capacity - length)
+
+
+def _targets(
+    logits: npt.NDArray[np.float32], draft: Draft, params: SamplingParams, history: TokenHistory | None
+) -> Iterator[Distribution]:
+    """The target's distribution row by row. Asking for the next row means that the draft token before it was kept."""
+    yield process(logits[0], params, history)
+    for row, token_id in zip(logits[1:], draft.token_ids, strict=True):
+        if history is not None:
+            history.push(token_id)
+        yield process(row, params, history)
+
+
+def _as_round(
+    verdict: Verdict, ends: Collection[int], room: int, logits: npt.NDArray[np.float32], params: SamplingParams
+) -> Round:
+    """The verdict as far as it is part of the text, which ends with a token of ``ends`` or after ``room`` more."""
+    tokens, top = verdict.token_ids, params.logprobs
+    logprobs = () if top is None else tuple(logprobs_of(logits[i], tokens[i], top) for i in range(len(tokens)))
+    whole = Round(tokens, verdict.num_accepted, verdict.num_draft_tokens, None, logprobs)
+    for i, token_id in enumerate(tokens):
+        if token_id in ends:
+            return whole.cut(i + 1, "stop")
+    return whole.cut(room, "length") if len(tokens) >= room else whole
+
+
+def _record(history: TokenHistory, token_ids: Sequence[int]) -> None:
+    for token_id in token_ids:
+        history.push(token_id)

@@ -1,0 +1,63 @@
+"""How many tokens to draft in a round: the protocol, a fixed length, and the costs that a choice depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from draftsmith.types import Draft, Verdict
+
+__all__ = ["CostModel", "FixedLength", "LengthPolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """What drafting and checking cost, in units of one plain step of the target.
+
+    ``draft_step`` is c: one draft token. ``verify`` holds v(1), v(2), ... where v(m) is the cost of checking m tokens
+    at once; beyond its end v grows on with its last slope. Measured once by the engine and then fixed, so that a choice
+    never depends on the clock.
+    """
+
+    draft_step: float
+    verify: tuple[float, ...] = (1.0, 1.03, 1.06, 1.1, 1.14, 1.18, 1.22, 1.26)
+
+    def __post_init__(self) -> None:
+        if self.draft_step < 0 or not self.verify or min(self.verify) <= 0:
+            raise ValueError(f"costs must be positive: {self}")
+
+    def verify_cost(self, num_tokens: int) -> float:
+        """v(num_tokens), num_tokens >= 1."""
+        known = len(self.verify)
+        if num_tokens <= known:
+            return self.verify[num_tokens - 1]
+        slope = self.verify[-1] - self.verify[-2] if known > 1 else 0.0
+        return self.verify[-1] + slope * (num_tokens - known)
+
+
+class LengthPolicy(Protocol):
+    """Decides, token by token, whether drafting one more pays."""
+
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+        """See ``drafters.protocol.WantsMore``. Changes nothing."""
+        ...
+
+    def learn(self, draft: Draft, verdict: Verdict) -> None:
+        """Take notice of a finished round, also of one without a draft."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedLength:
+    """Always ``length`` tokens (as far as the drafter has them); 0 is plain decoding."""
+
+    length: int
+
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+        """Whether there are fewer than ``length`` yet."""
+        del upcoming
+        return len(confidences) < self.length
+
+    def learn(self, draft: Draft, verdict: Verdict) -> None:
+        """Learns nothing."""
