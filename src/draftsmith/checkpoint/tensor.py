@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.quant import BlockType
+from draftsmith.quant import BlockType, dequantize
 
 __all__ = ["Tensor"]
 
@@ -44,3 +44,7 @@ class Tensor:
         if self.row_order is None:
             return self.stored
         return self.stored.reshape(self.row_order.size, -1)[self.row_order].reshape(-1)
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """float32 of the tensor's shape: the values that the blocks stand for."""
+        return dequantize(self.block_type, self.data, self.shape)
