@@ -159,6 +159,6 @@ _BLOCK_ENCODERS: Final[Mapping[BlockType, Callable[[Floats], Bytes]]] = MappingP
 )
 ENCODABLE: Final[tuple[BlockType, ...]] = (*_FLOAT_ENCODERS, *_BLOCK_ENCODERS)
 
-# What the option --quantize means. Q4_1 has 5 bits a weight to the 4.5 of Q4_0, and loses a tenth less on normal weights
-# and half as much on real ones (rms error of a layer of Qwen2.5-Coder-1.5B: 3.4 % to 7.7 %).
+# What the option --quantize means. Q4_1 takes 5 bits a weight to the 4.5 of Q4_0, and loses a tenth less on normal
+# weights, half as much on real ones (rms error of a layer of Qwen2.5-Coder-1.5B: 3.4 % to 7.7 %).
 QUANTIZE_OPTIONS: Final[Mapping[str, BlockType]] = MappingProxyType({"4bit": BlockType.Q4_1, "8bit": BlockType.Q8_0})
