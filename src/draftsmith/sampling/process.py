@@ -30,6 +30,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Weights: TypeAlias = npt.NDArray[np.float64]
 
 _GROUP = 64  # see kth_largest
+_FEW = 256  # ids that are sorted sooner than thinned out
 
 
 def needs_history(params: SamplingParams) -> bool:
@@ -115,11 +116,28 @@ def _whole_row(scores: Logits, peak: float, params: SamplingParams) -> tuple[Ids
         return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature), 0.0
     rough = np.exp((scores - np.float32(peak)) / np.float32(params.temperature))
     total = float(rough.sum(dtype=np.float64))
-    # All ids below this floor together weigh less than what top_p cuts off, so none of them can be in the nucleus.
-    floor = 0.999 * (1 - params.top_p) * total / scores.size
-    ids = np.flatnonzero(rough >= floor)
+    ids = _nucleus_candidates(rough, 0.999 * (1 - params.top_p) * total)
     rest = max(0.0, total - float(rough[ids].sum(dtype=np.float64)))
     return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature), rest
+
+
+def _nucleus_candidates(rough: Logits, cut: float) -> Ids:
+    """A superset of the nucleus: all ids but small ones that together weigh no more than ``cut``.
+
+    Ids below cut / V qualify without looking; then the floor is raised as long as what lies below stays light enough.
+    That leaves so few that sorting them is cheap.
+    """
+    floor = cut / rough.size
+    ids = np.flatnonzero(rough >= floor)
+    cut -= floor * (rough.size - ids.size)
+    while ids.size > _FEW:
+        floor *= 2
+        kept = rough[ids] >= floor
+        cut -= float(rough[ids[~kept]].sum(dtype=np.float64))
+        if cut < 0:
+            break
+        ids = ids[kept]
+    return ids
 
 
 def _top_p(ids: Ids, weights: Weights, rest: float, top_p: float) -> tuple[Ids, Weights]:

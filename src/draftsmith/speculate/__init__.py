@@ -1,5 +1,6 @@
 """Drafting, verification, length policy and the reference loop. Knows models only as ``model.protocol.Model``."""
 
+from draftsmith.speculate.adaptive import AutoLength
 from draftsmith.speculate.drafters import (
     Drafter,
     DraftSession,
@@ -15,6 +16,7 @@ from draftsmith.speculate.verify import verify
 from draftsmith.speculate.vocabulary import check_same_vocabulary
 
 __all__ = [
+    "AutoLength",
     "CostModel",
     "DraftSession",
     "Drafter",
