@@ -18,15 +18,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.sampling.philox import philox4x32
+from draftsmith.sampling.philox import Words, philox4x32
 from draftsmith.types import Distribution
 
-__all__ = ["Noise", "NoiseSource"]
+__all__ = ["Noise", "NoiseSource", "philox_bits"]
 
 _TARGET = 0  # which token the target draws; under the coupled rule the draft draws with it too
 _ACCEPT = 1  # whether the rejection rule accepts a draft token
 _DRAFT = 2  # which token a draft draws under the rejection rule
 _MASK = 0xFFFFFFFF
+_FEW = 16
+_PIECE = 16384
 
 
 class NoiseSource(Protocol):
@@ -90,12 +92,22 @@ class Noise:
 def philox_bits(
     token_ids: npt.NDArray[np.int64], seed: int, position: int, stream: int, nonce: int
 ) -> npt.NDArray[np.uint64]:
-    """uint64 [S]: 53 random bits for every id, from the counter (id, position, stream, nonce) and the key ``seed``."""
-    counter = (
-        token_ids.astype(np.uint64),
-        np.full(1, position, np.uint64),
-        np.full(1, stream, np.uint64),
-        np.full(1, nonce, np.uint64),
-    )
-    high, low, _, _ = philox4x32(counter, (seed & _MASK, seed >> 32))
-    return (high << np.uint64(21)) | (low >> np.uint64(11))
+    """uint64 [S]: 53 random bits for every id, from the counter (id, position, stream, nonce) and the key ``seed``.
+
+    Integers throughout, so every way to compute them gives the same bits: few ids go one by one (an array operation
+    costs more than a few ids do), many in pieces that stay in the processor's cache.
+    """
+    key = (seed & _MASK, seed >> 32)
+    if token_ids.size <= _FEW:
+        return np.array([_join(philox4x32((i, position, stream, nonce), key)) for i in token_ids.tolist()], np.uint64)
+    c1, c2, c3 = (np.full(1, word, np.uint64) for word in (position, stream, nonce))
+    bits = np.empty(token_ids.size, np.uint64)
+    for i in range(0, token_ids.size, _PIECE):
+        words = philox4x32((token_ids[i : i + _PIECE].astype(np.uint64), c1, c2, c3), key)
+        bits[i : i + _PIECE] = _join(words)
+    return bits
+
+
+def _join(words: tuple[Words, Words, Words, Words]) -> Words:
+    """The first 53 bits of a block."""
+    return (words[0] << 21) | (words[1] >> 11)
