@@ -6,8 +6,9 @@ one, so that no text can ever become a special token by accident.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from draftsmith.errors import TokenizerError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder
     from tokenizers import models
 
-__all__ = ["bpe_model", "library_errors", "merges_from_scores", "ordinary_pieces", "unigram_model"]
+__all__ = ["bpe_model", "encoder_of", "library_errors", "merges_from_scores", "split_merges", "unigram_model"]
 
 Merge = tuple[str, str]
 
@@ -36,7 +37,8 @@ def library_errors(what: str) -> Iterator[None]:
 
 def ordinary_pieces(vocabulary: Vocabulary, keep: Container[int] = ()) -> dict[str, int]:
     """The ids by piece that merging may produce: normal and byte pieces, and the ids in ``keep``."""
-    pieces = {piece: token_id for token_id, piece in enumerate(vocabulary.pieces) if piece}
+    pieces = dict(zip(vocabulary.pieces, range(len(vocabulary.pieces)), strict=True))
+    pieces.pop("", None)
     for token_id, kind in vocabulary.types.items():
         piece = vocabulary.pieces[token_id]
         if kind is not TokenType.BYTE and token_id not in keep and pieces.get(piece) == token_id:
@@ -46,7 +48,7 @@ def ordinary_pieces(vocabulary: Vocabulary, keep: Container[int] = ()) -> dict[s
 
 def bpe_model(
     vocabulary: Vocabulary,
-    merges: Iterable[Merge],
+    merges: Sequence[Merge],
     *,
     unk: str | None = None,
     fuse_unk: bool = False,
@@ -59,18 +61,32 @@ def bpe_model(
     unk_id = vocabulary.ids.get(unk) if unk is not None else None
     pieces = ordinary_pieces(vocabulary, keep=() if unk_id is None else (unk_id,))
     barred = {vocabulary.pieces[token_id] for token_id in vocabulary.types}
-    allowed = [
-        pair for pair in merges if pair[0] + pair[1] not in barred and pair[0] not in barred and pair[1] not in barred
-    ]
+    barred.discard("")
+    products = map("".join, merges)
+    if not (barred.isdisjoint(products) and barred.isdisjoint(chain.from_iterable(merges))):
+        merges = [pair for pair in merges if barred.isdisjoint((*pair, "".join(pair)))]
     with library_errors("the list of merges"):
         return models.BPE(
             pieces,
-            allowed,
+            list(merges),
             unk_token=unk if unk_id is not None else None,
             fuse_unk=fuse_unk,
             byte_fallback=byte_fallback,
             ignore_merges=ignore_merges,
         )
+
+
+def split_merges(lines: Sequence[str]) -> list[Merge]:
+    """Merges from lines of two pieces with a space between. Raises TokenizerError for any other line."""
+    flat = " ".join(lines).split(" ")
+    if set(map(str.count, lines, repeat(" "))) == {1} and all(flat):  # no piece holds a space: the quick way
+        return list(zip(flat[::2], flat[1::2], strict=True))
+    # The first character belongs to the left piece whatever it is.
+    cuts = [line.find(" ", 1) for line in lines]
+    for line, cut in zip(lines, cuts, strict=True):
+        if cut < 0 or cut == len(line) - 1:
+            raise TokenizerError(f"the merge {line[:40]!r} is damaged; expected two pieces with a space between")
+    return [(line[:cut], line[cut + 1 :]) for line, cut in zip(lines, cuts, strict=True)]
 
 
 def merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[Merge]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from draftsmith.text.vocabulary import TokenType, Vocabulary
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder
 
-__all__ = ["Parts", "TokenizerKind", "looks_like_control", "reply_ends", "special_token", "token_type"]
+__all__ = ["Parts", "TokenizerKind", "checked_id", "looks_like_control", "reply_ends", "token_type"]
 
 TokenizerKind = Literal["byte-bpe", "sentencepiece-bpe", "unigram"]
 
@@ -81,19 +81,6 @@ def reply_ends(vocabulary: Vocabulary, declared: Iterable[int | None]) -> tuple[
     known = [i for i in vocabulary.types if vocabulary.is_special(i) and vocabulary.pieces[i] in REPLY_ENDS]
     ids = [i for i in declared if i is not None] + sorted(known)
     return tuple(dict.fromkeys(i for i in ids if 0 <= i < len(vocabulary.pieces)))
-
-
-def special_token(value: Any) -> str | None:
-    """A special token as configuration files write it: a string, or a mapping with ``content``."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
-
-
-def id_list(value: Any) -> list[int]:
-    """Ids as generation_config.json writes them: nothing, one, or several."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return [item for item in values if isinstance(item, int) and not isinstance(item, bool)]
 
 
 def checked_id(value: Any, size: int, key: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from draftsmith.errors import TokenizerError
-from draftsmith.text.bpe import Merge, bpe_model, encoder_of, merges_from_scores
+from draftsmith.text.bpe import bpe_model, encoder_of, merges_from_scores, split_merges
 from draftsmith.text.parts import Parts, checked_id, looks_like_control, reply_ends, token_type
 from draftsmith.text.pretokenizers import pre_tokenizer_named
 from draftsmith.text.splitting import AddedToken, PrefixRule
@@ -60,7 +60,7 @@ def read_gguf(metadata: Mapping[str, Any]) -> Parts:
 
 def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary, common: Mapping[str, Any]) -> Parts:
     rules = pre_tokenizer_named(str(metadata.get("tokenizer.ggml.pre", "default")))
-    merges = [_merge(line) for line in _strings(metadata, "tokenizer.ggml.merges")]
+    merges = split_merges(_strings(metadata, "tokenizer.ggml.merges"))
     model = bpe_model(vocabulary, merges, ignore_merges=rules.ignore_merges)
     spaced = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
     return Parts(
@@ -138,20 +138,12 @@ def _add_bos(metadata: Mapping[str, Any], common: Mapping[str, Any], *, default:
     return bool(metadata.get("tokenizer.ggml.add_bos_token", default)) and common["bos_id"] is not None
 
 
-def _merge(line: str) -> Merge:
-    """Two pieces with a space between; the first character belongs to the left piece whatever it is."""
-    cut = line.find(" ", 1)
-    if cut < 0 or cut == len(line) - 1:
-        raise TokenizerError(f"the merge {line[:40]!r} is damaged; expected two pieces with a space between")
-    return line[:cut], line[cut + 1 :]
-
-
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     """A new list of the strings under ``key``; bytes are read as UTF-8."""
     values = metadata.get(key)
     if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str | bytes):
         raise TokenizerError(f"the GGUF file has no list of strings named {key}; get a complete file")
-    if all(type(value) is str for value in values):
+    if set(map(type, values)) <= {str}:
         return list(values)
     if not all(isinstance(value, str | bytes) for value in values):
         raise TokenizerError(f"{key} holds something else than strings; get the GGUF file again")

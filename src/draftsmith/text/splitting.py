@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from draftsmith.text.vocabulary import WORD_BOUNDARY
-
 __all__ = ["AddedToken", "After", "PrefixRule", "Splitter"]
 
 After = Literal["start", "special", "text"]
@@ -43,7 +41,7 @@ class PrefixRule:
         """``text`` with the space, where it is due; an empty text stays empty."""
         if not text or after == "text" or self.where == "never" or (after == "special" and self.where == "start"):
             return text
-        if self.unless_space and text[0] in (" ", WORD_BOUNDARY, self.prefix[0]):
+        if self.unless_space and text[0] in (" ", self.prefix[0]):
             return text
         return self.prefix + text
 
