@@ -1,0 +1,268 @@
+// The Python face of the engine: packing, caches, forward. Buffers are borrowed; Python objects keep them alive.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "model.hpp"
+#include "pack.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace draftsmith {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names{"portable"};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) names.push_back("avx2");
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+        names.push_back("avx512");
+    }
+#endif
+    return names;
+}
+
+const Kernels& kernels_named(const std::string& name) {
+    for (const std::string& known : instruction_sets()) {
+        if (known != name) continue;
+#if defined(__x86_64__)
+        if (name == "avx2") return avx2_kernels();
+        if (name == "avx512") return avx512_kernels();
+#endif
+        return portable_kernels();
+    }
+    throw std::invalid_argument("the instruction set '" + name + "' is not available on this processor");
+}
+
+FormatInfo checked_format(int type, size_t rows, size_t cols) {
+    const FormatInfo f = format_info(static_cast<BlockType>(type));
+    if (f.block_cols == 0) throw std::invalid_argument("block type " + std::to_string(type) + " is unknown to the engine");
+    if (rows == 0 || cols == 0 || cols % static_cast<size_t>(f.block_cols)) {
+        throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + " cannot be made of blocks of " + std::to_string(f.block_cols));
+    }
+    return f;
+}
+
+size_t packed_size(int type, size_t rows, size_t cols) {
+    return (rows + kTileRows - 1) / kTileRows * tile_bytes(checked_format(type, rows, cols), cols);
+}
+
+// Pack a whole matrix with the team's threads.
+void pack(int type, size_t rows, size_t cols, Bytes source, WritableBytes destination, ThreadTeam& team) {
+    const FormatInfo f = checked_format(type, rows, cols);
+    const size_t wanted = rows * (cols / static_cast<size_t>(f.block_cols)) * static_cast<size_t>(f.block_bytes);
+    if (source.size() != wanted || destination.size() != packed_size(type, rows, cols)) throw std::invalid_argument("a buffer to pack has the wrong size");
+    const uint8_t* from = source.data();
+    uint8_t* to = destination.data();
+    const nb::gil_scoped_release release;
+    team.run([&](Worker& worker) {
+        worker.for_chunks((rows + kTileRows - 1) / kTileRows, 8, [&](size_t first, size_t last) {
+            for (size_t tile = first; tile < last; ++tile) pack_tile(static_cast<BlockType>(type), rows, cols, tile, from, to + tile * tile_bytes(f, cols));
+        });
+    });
+}
+
+nb::ndarray<nb::numpy, float> float_array(size_t rows, size_t cols) {
+    auto* data = new float[rows * cols];
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+    return nb::ndarray<nb::numpy, float>(data, {rows, cols}, owner);
+}
+
+nb::ndarray<nb::numpy, float> unpack_rows(int type, size_t rows, size_t cols, Bytes packed, const std::vector<size_t>& wanted) {
+    checked_format(type, rows, cols);
+    if (packed.size() != packed_size(type, rows, cols)) throw std::invalid_argument("a packed buffer has the wrong size");
+    auto out = float_array(wanted.size(), cols);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        if (wanted[i] >= rows) throw std::invalid_argument("row out of range");
+        unpack_row(Weights{static_cast<BlockType>(type), rows, cols, packed.data()}, wanted[i], out.data() + i * cols);
+    }
+    return out;
+}
+
+// y[m][rows] = x[m][cols] times the packed matrix, transposed: one product alone, for tests and measurements.
+nb::ndarray<nb::numpy, float> matmul(int type, size_t rows, size_t cols, Bytes packed, nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> x,
+                                     const std::string& set, ThreadTeam& team, int repeats) {
+    const FormatInfo f = checked_format(type, rows, cols);
+    if (packed.size() != packed_size(type, rows, cols) || x.shape(1) != cols) throw std::invalid_argument("a buffer has the wrong size");
+    const Kernels& kernels = kernels_named(set);
+    const size_t m = x.shape(0);
+    const Weights weights{static_cast<BlockType>(type), rows, cols, packed.data()};
+    auto out = float_array(m, rows);
+    std::vector<int8_t> codes(m * cols);
+    std::vector<float> scales(m * cols / kGroup + 1), sums(m * cols / kGroup + 1);
+    std::vector<int32_t> minus32(m * cols / kGroup + 1), minus16(m * cols / 16 + 2);
+    const QuantRows q{codes.data(), scales.data(), sums.data(), minus32.data(), minus16.data(), cols};
+    if (f.quantised) for (size_t r = 0; r < m; ++r) kernels.quantise(x.data() + r * cols, cols, q, r, 0);
+    const float* input = x.data();
+    float* result = out.data();
+    const nb::gil_scoped_release release;
+    for (int i = 0; i < repeats; ++i) {
+        team.run([&](Worker& worker) {
+            worker.for_chunks(weights.tiles(), 16, [&](size_t first, size_t last) {
+                if (f.quantised) kernels.matmul_quant(weights, first, last, q, 0, m, result, rows, false);
+                else kernels.matmul_float(weights, first, last, input, cols, m, result, rows, false);
+            });
+        });
+    }
+    return out;
+}
+
+// Finds packed tensors by name and checks their sizes against the buffer and the shape of the model.
+class TensorTable {
+public:
+    TensorTable(nb::dict table, Bytes buffer) : table_(std::move(table)), buffer_(std::move(buffer)) {}
+
+    Weights matrix(const std::string& name, size_t rows, size_t cols) const {
+        const Entry e = find(name);
+        if (e.rows != rows || e.cols != cols) {
+            throw std::invalid_argument(name + " is " + std::to_string(e.rows) + " x " + std::to_string(e.cols) + ", expected " + std::to_string(rows) + " x " + std::to_string(cols));
+        }
+        checked_format(e.type, rows, cols);
+        const size_t size = packed_size(e.type, rows, cols);
+        return {static_cast<BlockType>(e.type), rows, cols, at(name, e.offset, size)};
+    }
+    // A float32 vector, stored plainly.
+    Vector vector(const std::string& name, size_t n) const {
+        const Entry e = find(name);
+        if (e.rows != 1 || e.cols != n) throw std::invalid_argument(name + " has " + std::to_string(e.cols) + " values, expected " + std::to_string(n));
+        return {reinterpret_cast<const float*>(at(name, e.offset, n * 4))};
+    }
+    Vector optional_vector(const std::string& name, size_t n) const { return has(name) ? vector(name, n) : Vector{}; }
+    bool has(const std::string& name) const { return table_.contains(name.c_str()); }
+
+private:
+    struct Entry { int type; size_t rows, cols, offset; };
+    Entry find(const std::string& name) const {
+        if (!has(name)) throw std::invalid_argument("the packed model lacks " + name);
+        const nb::tuple t = nb::cast<nb::tuple>(table_[name.c_str()]);
+        return {nb::cast<int>(t[0]), nb::cast<size_t>(t[1]), nb::cast<size_t>(t[2]), nb::cast<size_t>(t[3])};
+    }
+    const uint8_t* at(const std::string& name, size_t offset, size_t size) const {
+        if (offset % 64 || offset > buffer_.size() || size > buffer_.size() - offset) throw std::invalid_argument(name + " lies outside the packed file");
+        return buffer_.data() + offset;
+    }
+    nb::dict table_;
+    Bytes buffer_;
+};
+
+Layer read_layer(const TensorTable& table, const ModelShape& s, size_t index) {
+    const std::string prefix = "model.layers." + std::to_string(index) + ".";
+    const size_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
+    const auto named = [&](const char* name) { return prefix + name; };
+    Layer layer;
+    layer.attention_norm = table.vector(named("input_layernorm.weight"), s.hidden);
+    layer.mlp_norm = table.vector(named("post_attention_layernorm.weight"), s.hidden);
+    layer.q_norm = table.optional_vector(named("self_attn.q_norm.weight"), s.head_dim);
+    layer.k_norm = table.optional_vector(named("self_attn.k_norm.weight"), s.head_dim);
+    layer.q = table.matrix(named("self_attn.q_proj.weight"), q, s.hidden);
+    layer.k = table.matrix(named("self_attn.k_proj.weight"), kv, s.hidden);
+    layer.v = table.matrix(named("self_attn.v_proj.weight"), kv, s.hidden);
+    layer.o = table.matrix(named("self_attn.o_proj.weight"), s.hidden, q);
+    layer.gate = table.matrix(named("mlp.gate_proj.weight"), s.intermediate, s.hidden);
+    layer.up = table.matrix(named("mlp.up_proj.weight"), s.intermediate, s.hidden);
+    layer.down = table.matrix(named("mlp.down_proj.weight"), s.hidden, s.intermediate);
+    layer.q_bias = table.optional_vector(named("self_attn.q_proj.bias"), q);
+    layer.k_bias = table.optional_vector(named("self_attn.k_proj.bias"), kv);
+    layer.v_bias = table.optional_vector(named("self_attn.v_proj.bias"), kv);
+    layer.o_bias = table.optional_vector(named("self_attn.o_proj.bias"), s.hidden);
+    layer.gate_bias = table.optional_vector(named("mlp.gate_proj.bias"), s.intermediate);
+    layer.up_bias = table.optional_vector(named("mlp.up_proj.bias"), s.intermediate);
+    layer.down_bias = table.optional_vector(named("mlp.down_proj.bias"), s.hidden);
+    return layer;
+}
+
+std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer, Floats inverse_frequencies, const std::vector<size_t>& windows,
+                                  const std::string& set, std::shared_ptr<ThreadTeam> team) {
+    const auto size = [&](const char* key) { return nb::cast<size_t>(shape[key]); };
+    ModelShape s;
+    s.vocab = size("vocab_size");
+    s.hidden = size("hidden_size");
+    s.intermediate = size("intermediate_size");
+    s.layers = size("num_layers");
+    s.heads = size("num_heads");
+    s.kv_heads = size("num_kv_heads");
+    s.head_dim = size("head_dim");
+    s.max_context = size("max_context");
+    s.norm_eps = nb::cast<float>(shape["rms_norm_eps"]);
+    s.rope_scaling = nb::cast<float>(shape["rope_scaling"]);
+    s.full_precision_cache = nb::cast<bool>(shape["full_precision_cache"]);
+    if (inverse_frequencies.size() != s.head_dim / 2 || windows.size() != s.layers) throw std::invalid_argument("the RoPE frequencies or windows do not fit the model");
+    const TensorTable table(tensors, buffer);
+    ModelWeights w;
+    w.embedding = table.matrix("model.embed_tokens.weight", s.vocab, s.hidden);
+    w.head = table.has("lm_head.weight") ? table.matrix("lm_head.weight", s.vocab, s.hidden) : w.embedding;
+    w.final_norm = table.vector("model.norm.weight", s.hidden);
+    w.inverse_frequencies.assign(inverse_frequencies.data(), inverse_frequencies.data() + inverse_frequencies.size());
+    for (size_t i = 0; i < s.layers; ++i) {
+        w.layers.push_back(read_layer(table, s, i));
+        w.layers.back().window = windows[i];
+    }
+    return std::make_unique<Model>(s, std::move(w), kernels_named(set), std::move(team));
+}
+
+nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list tokens, const std::vector<size_t>& num_logits) {
+    if (caches.size() != tokens.size() || caches.size() != num_logits.size()) throw std::invalid_argument("caches, tokens and num_logits differ in length");
+    std::vector<TokenRun> runs;
+    std::vector<Tokens> kept;
+    size_t rows = 0;
+    for (size_t i = 0; i < caches.size(); ++i) {
+        kept.push_back(nb::cast<Tokens>(tokens[i]));
+        runs.push_back({nb::cast<KVCache*>(caches[i]), kept.back().data(), kept.back().size(), num_logits[i]});
+        rows += num_logits[i];
+    }
+    auto logits = float_array(rows, model.shape().vocab);
+    float* data = logits.data();
+    {
+        const nb::gil_scoped_release release;
+        model.forward(runs, data);
+    }
+    return logits;
+}
+
+}  // namespace
+}  // namespace draftsmith
+
+NB_MODULE(_native, m) {
+    using namespace draftsmith;
+    m.doc() = "The native engine: packed weights, KV caches and the forward pass of decoder stacks.";
+
+    m.def("instruction_sets", &instruction_sets, "The sets of kernels that this processor runs, slowest first; the first is the specification.");
+    m.def("packed_size", &packed_size, "type"_a, "rows"_a, "cols"_a, "Bytes of a packed matrix.");
+    m.def("pack", &pack, "type"_a, "rows"_a, "cols"_a, "source"_a, "destination"_a, "team"_a, "Pack a matrix from row-major blocks.");
+    m.def("unpack_rows", &unpack_rows, "type"_a, "rows"_a, "cols"_a, "packed"_a, "wanted"_a, "Rows of a packed matrix as float32.");
+    m.def("matmul", &matmul, "type"_a, "rows"_a, "cols"_a, "packed"_a, "x"_a, "instruction_set"_a, "team"_a, "repeats"_a = 1,
+          "x [m][cols] times the transposed packed matrix: [m][rows].");
+
+    nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that work on one forward pass at a time.").def(nb::init<int>(), "size"_a).def_prop_ro("size", &ThreadTeam::size);
+
+    nb::class_<KVCache>(m, "KVCache", "Keys and values of one sequence.")
+        .def_prop_ro("length", &KVCache::length)
+        .def_prop_ro("capacity", &KVCache::capacity)
+        .def_prop_ro("allocated_bytes", &KVCache::allocated_bytes)
+        .def("truncate", &KVCache::truncate, "length"_a);
+
+    nb::class_<Model>(m, "Model", "A decoder stack over packed weights.")
+        .def("new_cache", [](const Model& model, size_t capacity) { return std::make_unique<KVCache>(model.cache_shape(), capacity); }, "capacity"_a)
+        .def("cache_bytes", [](const Model& model, size_t positions) {
+            return (positions + kBlockPositions - 1) / kBlockPositions * model.cache_shape().block_bytes();
+        }, "positions"_a)
+        .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a);
+    m.def("make_model", &make_model, "shape"_a, "tensors"_a, "buffer"_a, "inverse_frequencies"_a, "windows"_a, "instruction_set"_a, "team"_a,
+          nb::keep_alive<0, 3>());
+}

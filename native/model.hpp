@@ -1,0 +1,96 @@
+// A decoder stack: runs of tokens in, rows of logits out.
+//
+// Shape legend: m rows (tokens of all runs of a step), H hidden size, Q = heads x D, KV = kv_heads x D, I intermediate size.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cache.hpp"
+#include "kernels.hpp"
+#include "threads.hpp"
+
+namespace draftsmith {
+
+constexpr size_t kMaxRows = 256;  // rows of one pass; longer prompts take several, with the same results
+
+struct Vector {  // a norm's weight or a bias; may be absent
+    const float* data = nullptr;
+    explicit operator bool() const { return data != nullptr; }
+};
+
+struct Layer {
+    Vector attention_norm, mlp_norm, q_norm, k_norm;
+    Vector q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+    Weights q, k, v, o, gate, up, down;
+    size_t window = 0;  // positions that a token sees, itself included; 0: all
+};
+
+struct ModelShape {
+    size_t vocab = 0, hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, max_context = 0;
+    float norm_eps = 0;
+    float rope_scaling = 1;         // multiplies cos and sin
+    bool full_precision_cache = false;
+};
+
+struct ModelWeights {
+    Weights embedding, head;
+    Vector final_norm;
+    std::vector<Layer> layers;
+    std::vector<float> inverse_frequencies;  // [D / 2]
+};
+
+struct TokenRun {
+    KVCache* cache;
+    const int32_t* tokens;
+    size_t count;
+    size_t num_logits;  // rows wanted, of the last tokens
+};
+
+class Model {
+public:
+    Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team);
+    ~Model();
+
+    const ModelShape& shape() const { return shape_; }
+    CacheShape cache_shape() const { return {shape_.layers, shape_.kv_heads, shape_.head_dim, shape_.full_precision_cache}; }
+
+    // Append every run to its cache; `logits` gets the wanted rows [sum of num_logits][vocab], run after run.
+    // Throws std::invalid_argument or std::bad_alloc with no cache changed.
+    void forward(const std::vector<TokenRun>& runs, float* logits);
+
+private:
+    struct Row { size_t segment; size_t position; int32_t token; };
+    struct Segment { KVCache* cache; size_t first_row, count; };  // consecutive tokens of one sequence in a pass
+    struct Pass { std::vector<Segment> segments; std::vector<Row> rows; std::vector<size_t> wanted; };
+    struct Scratch;
+
+    void check(const std::vector<TokenRun>& runs) const;
+    void grow_rope_tables(size_t positions);
+    void run_pass(const Pass& pass, float* logits);
+
+    // The parts of a step, each executed by every worker of the team.
+    void embed(Worker&, const Pass&);
+    void norm_rows(Worker&, size_t m, const Vector& norm, bool quantise);
+    void project(Worker&, const Pass&, const Layer&);
+    void rotate_and_store(Worker&, const Pass&, const Layer&, size_t layer_index);
+    void attend(Worker&, const Pass&, const Layer&, size_t layer_index);
+    void attend_rows(const Pass&, const Layer&, size_t layer_index, const Segment&, size_t kv_head, size_t first, size_t count);
+    void output_projection(Worker&, size_t m, const Layer&);
+    void feed_forward(Worker&, size_t m, const Layer&);
+    void head(Worker&, const Pass&, float* logits);
+    void multiply(const Weights&, size_t first_tile, size_t last_tile, const float* x, size_t x_stride, size_t m, float* out, size_t out_stride, bool add,
+                  const Vector& bias);
+
+    ModelShape shape_;
+    ModelWeights weights_;
+    const Kernels& kernels_;
+    std::shared_ptr<ThreadTeam> team_;
+    std::mutex one_forward_;
+    std::unique_ptr<Scratch> scratch_;
+    std::vector<float> cos_, sin_;  // [position][D / 2]
+};
+
+}  // namespace draftsmith

@@ -1,0 +1,81 @@
+#include "threads.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace draftsmith {
+namespace {
+
+// Some 20 to 50 microseconds: longer than the imbalance of a phase or the pause between two steps. After that sleeping is
+// right, not yielding: the kernel places a thread that wakes on an idle core, but leaves two that yield to each other on
+// the same one.
+constexpr int kSpins = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+// Wait until the value is no longer `old`.
+template <class T> void wait_while_equal(const std::atomic<T>& value, T old) {
+    for (int spins = 0; value.load(std::memory_order_acquire) == old; ++spins) {
+        if (spins < kSpins) relax();
+        else value.wait(old, std::memory_order_acquire);
+    }
+}
+
+}  // namespace
+
+ThreadTeam::ThreadTeam(int size) : size_(size) {
+    for (int i = 1; i < size; ++i) threads_.emplace_back([this, i] { serve(i); });
+}
+
+ThreadTeam::~ThreadTeam() {
+    stopping_.store(true);
+    run_number_.fetch_add(1);
+    run_number_.notify_all();
+    for (auto& thread : threads_) thread.join();
+}
+
+void ThreadTeam::run(const std::function<void(Worker&)>& body) {
+    const std::lock_guard<std::mutex> lock(one_run_);
+    Worker self(*this, 0);
+    if (size_ == 1) return body(self);
+    body_ = &body;
+    running_.store(size_ - 1, std::memory_order_relaxed);
+    run_number_.fetch_add(1, std::memory_order_release);
+    run_number_.notify_all();
+    body(self);
+    for (int left; (left = running_.load(std::memory_order_acquire)) != 0;) wait_while_equal(running_, left);
+}
+
+void ThreadTeam::serve(int index) {
+    uint32_t seen = 0;
+    Worker self(*this, index);
+    for (;;) {
+        wait_while_equal(run_number_, seen);
+        ++seen;
+        if (stopping_.load()) return;
+        (*body_)(self);
+        running_.fetch_sub(1, std::memory_order_release);
+        running_.notify_one();
+    }
+}
+
+void ThreadTeam::barrier() {
+    const uint32_t phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        next_.store(0, std::memory_order_relaxed);
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+        return;
+    }
+    wait_while_equal(phase_, phase);
+}
+
+}  // namespace draftsmith

@@ -1,0 +1,64 @@
+"""Types of the extension module (``native/bindings.cpp``)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+def instruction_sets() -> list[str]: ...
+def packed_size(type: int, rows: int, cols: int) -> int: ...
+def pack(
+    type: int,
+    rows: int,
+    cols: int,
+    source: npt.NDArray[np.uint8],
+    destination: npt.NDArray[np.uint8],
+    team: ThreadTeam,
+) -> None: ...
+def unpack_rows(
+    type: int, rows: int, cols: int, packed: npt.NDArray[np.uint8], wanted: Sequence[int]
+) -> npt.NDArray[np.float32]: ...
+def matmul(
+    type: int,
+    rows: int,
+    cols: int,
+    packed: npt.NDArray[np.uint8],
+    x: npt.NDArray[np.float32],
+    instruction_set: str,
+    team: ThreadTeam,
+    repeats: int = 1,
+) -> npt.NDArray[np.float32]: ...
+
+class ThreadTeam:
+    def __init__(self, size: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class KVCache:
+    @property
+    def length(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def allocated_bytes(self) -> int: ...
+    def truncate(self, length: int) -> None: ...
+
+class Model:
+    def new_cache(self, capacity: int) -> KVCache: ...
+    def cache_bytes(self, positions: int) -> int: ...
+    def forward(
+        self,
+        caches: Sequence[KVCache],
+        tokens: Sequence[npt.NDArray[np.int32]],
+        num_logits: Sequence[int],
+    ) -> npt.NDArray[np.float32]: ...
+
+def make_model(
+    shape: Mapping[str, int | float | bool],
+    tensors: Mapping[str, tuple[int, int, int, int]],
+    buffer: npt.NDArray[np.uint8],
+    inverse_frequencies: npt.NDArray[np.float32],
+    windows: Sequence[int],
+    instruction_set: str,
+    team: ThreadTeam,
+) -> Model: ...

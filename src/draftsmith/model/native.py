@@ -1,0 +1,167 @@
+"""The native backend: our own CPU engine (``native/``) behind the Model protocol.
+
+What is said of exactness in ``docs/architecture.md`` holds here to the bit: the logits of a token depend on the
+checkpoint and on the tokens before it, not on the batch, the cut of the prompt, the number of threads or the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
+from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
+from draftsmith.model import _native
+from draftsmith.model.packed import load_packed
+from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.quant import BlockType
+
+__all__ = ["CacheDtype", "NativeModel", "instruction_set", "thread_team"]
+
+CacheDtype = Literal["auto", "float32", "float16"]
+INSTRUCTION_SET_VARIABLE = "DRAFTSMITH_ISA"
+MAX_THREADS = 256
+
+
+def instruction_set() -> str:
+    """The kernels to run: $DRAFTSMITH_ISA, else the best that the processor has. They all give the same bits.
+
+    Raises UsageError when the variable names one that the processor lacks.
+    """
+    available = _native.instruction_sets()
+    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE, "") or available[-1]
+    if wanted not in available:
+        raise UsageError(
+            f"{INSTRUCTION_SET_VARIABLE} is {wanted!r}, but this processor has {', '.join(available)}; use one of them"
+        )
+    return wanted
+
+
+@functools.lru_cache(maxsize=None)
+def _shared_team(size: int) -> _native.ThreadTeam:
+    return _native.ThreadTeam(size)
+
+
+def thread_team(threads: int | None = None) -> _native.ThreadTeam:
+    """The threads that all models of this process share; by default one for each processor that we may use.
+
+    A target and its draft take turns, so threads of their own would only wait for each other.
+    Raises UsageError when the number is out of range.
+    """
+    size = len(os.sched_getaffinity(0)) if threads is None else threads
+    if not 1 <= size <= MAX_THREADS:
+        raise UsageError(f"threads is {size}; it must be from 1 to {MAX_THREADS}")
+    return _shared_team(size)
+
+
+class NativeModel:
+    """A decoder stack on the CPU. Make one with ``load``."""
+
+    def __init__(self, engine: _native.Model, config: ModelConfig, max_context: int) -> None:
+        self._engine = engine
+        self.config = config
+        self._max_context = max_context
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        quantize: Quantize | None = None,
+        dtype: Dtype = "auto",
+        max_context: int | None = None,
+        threads: int | None = None,
+        cache_dtype: CacheDtype = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NativeModel:
+        """Pack the weights (or find them packed) and set up the engine; see ``storage`` for quantize and dtype.
+
+        ``cache_dtype`` auto is float32 for models whose matrices are all float32, else float16. ``progress(done,
+        total)`` counts the bytes while packing. Raises UsageError for values that cannot be, UnsupportedModel for
+        shapes that the engine does not have, DiskFull, OutOfMemory.
+        """
+        config = checkpoint.config
+        context = _checked_context(config, max_context)
+        team = thread_team(threads)
+        packed = load_packed(checkpoint, quantize, dtype, team, progress)
+        frequencies, scaling = rope_frequencies(config.rope, config.head_dim, context)
+        matrices = {entry[0] for name, entry in packed.tensors.items() if len(checkpoint.tensors[name].shape) == 2}
+        full_precision = cache_dtype == "float32" or (cache_dtype == "auto" and matrices == {BlockType.F32.ggml_id})
+        shape = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_layers": config.num_layers,
+            "num_heads": config.num_heads,
+            "num_kv_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "max_context": context,
+            "rms_norm_eps": config.rms_norm_eps,
+            "rope_scaling": scaling,
+            "full_precision_cache": full_precision,
+        }
+        windows = [config.sliding_window or 0 if slides else 0 for slides in config.sliding_layers]
+        try:
+            engine = _native.make_model(
+                shape, dict(packed.tensors), packed.data, frequencies, windows, instruction_set(), team
+            )
+        except ValueError as error:
+            raise UnsupportedModel(f"{checkpoint.path} cannot be run by the native engine: {error}") from error
+        except MemoryError as error:
+            raise OutOfMemory(f"there is not enough memory to set up {checkpoint.path.name}; close programs") from error
+        return cls(engine, config, context)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the rows of logits."""
+        return self.config.vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Largest number of tokens in a cache."""
+        return self._max_context
+
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes that a cache of so many tokens takes."""
+        return self._engine.cache_bytes(positions)
+
+    def new_cache(self, capacity: int | None = None) -> _native.KVCache:
+        """An empty cache for one sequence; its memory is taken in blocks of 64 tokens as it fills."""
+        size = self._max_context if capacity is None else capacity
+        if not 1 <= size <= self._max_context:
+            raise UsageError(f"a cache of {size} tokens was asked for; the model's context is {self._max_context}")
+        return self._engine.new_cache(size)
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        """Append every run to its cache; see ``protocol.Model.forward``. Raises OutOfMemory when a cache cannot grow."""
+        caches = [_native_cache(run) for run in runs]
+        counts = [run.num_logits for run in runs]
+        tokens = [np.asarray(run.token_ids, np.int32) for run in runs]
+        try:
+            rows = self._engine.forward(caches, tokens, counts)
+        except MemoryError as error:
+            raise OutOfMemory("there is not enough memory to lengthen the KV cache; shorten the context") from error
+        ends = np.cumsum(counts)
+        return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _native_cache(run: TokenRun) -> _native.KVCache:
+    if not isinstance(run.cache, _native.KVCache):
+        raise TypeError(f"the cache of a run is a {type(run.cache).__name__}; make it with this model's new_cache()")
+    return run.cache
+
+
+def _checked_context(config: ModelConfig, max_context: int | None) -> int:
+    if max_context is None:
+        return config.max_context
+    stretches = config.rope.rope_type == "dynamic"
+    if max_context < 1 or (max_context > config.max_context and not stretches):
+        raise UsageError(
+            f"max_context is {max_context}; this model was made for 1 to {config.max_context} tokens"
+        )
+    return max_context

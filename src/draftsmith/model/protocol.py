@@ -1,0 +1,74 @@
+"""What the rest of draftsmith knows of a model, whichever backend runs it.
+
+Shape legend: T tokens in a run, R rows of logits asked for, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["KVCache", "Logits", "Model", "TokenRun"]
+
+Logits = npt.NDArray[np.float32]
+
+
+class KVCache(Protocol):
+    """Keys and values of the tokens that a model has read in one sequence. Modified only by forward and truncate."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position ``length`` on. Needs 0 <= length <= self.length, else ValueError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """Tokens to append to one sequence. ``token_ids`` has T >= 1 ids; logits are wanted of the last ``num_logits``."""
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    num_logits: int = 1
+
+
+class Model(Protocol):
+    """A causal language model that appends runs of tokens to sequences and tells the logits that follow them."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V: the width of the rows of logits; it may exceed the tokenizer's vocabulary (padding)."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """The largest number of tokens that a cache can hold."""
+        ...
+
+    def new_cache(self, capacity: int | None = None) -> KVCache:
+        """An empty cache for one sequence; ``capacity`` defaults to ``max_context`` (memory is taken as it fills).
+
+        Raises OutOfMemory when it cannot fit, UsageError when capacity exceeds max_context.
+        """
+        ...
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        """Append every run to its cache (all different) and return, for each run, float32 [R, V].
+
+        Row j of a run belongs to its token T - R + j and tells what follows that token. On the native backend the bits
+        of a row depend on the checkpoint and the tokens before it alone. Raises ValueError when a run does not fit its
+        cache or holds an id outside the vocabulary; then no cache has changed.
+        """
+        ...
