@@ -37,7 +37,7 @@ format: $(VENV)/.done-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.done-core
-	$(BIN)/python benchmarks/decode.py $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.decode $(BENCH_FLAGS)
 
 docs: $(VENV)/.done-core
 	$(BIN)/python -m draftsmith.cli.reference > docs/cli.md.new

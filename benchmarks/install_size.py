@@ -1,6 +1,6 @@
 """How large is an install? The wheels of draftsmith and of everything that it needs, fetched into an empty folder.
 
-    python benchmarks/install_size.py [--limit-mb 60]
+    python -m benchmarks.install_size [--limit-mb 60]
 
 Builds draftsmith's own wheel, downloads the others as pip would for a user (constraints.txt applied), prints the
 largest and one JSON line, and fails when the sum is over the limit. Needs the package index.
