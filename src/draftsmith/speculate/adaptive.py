@@ -7,11 +7,14 @@ write elsewhere: A_i >= rate * (c + v(i + 1) - v(i)), where ``rate`` is the toke
 plain decoding). Since A_i only falls, looking ahead as long as costs fall short of gains is all that is needed.
 
 A_i is the product of the acceptances of the tokens drafted so far, each looked up by its confidence, and of the average
-acceptance of tokens not drafted yet.
+acceptance of tokens not drafted yet. Whether to draft at all is judged with some optimism, the more the less is known,
+and what is known fades while nothing is drafted: an unlucky start is forgiven, and a drafter that was given up is tried
+again, soon if it was nearly good enough and rarely if it was hopeless.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -21,26 +24,40 @@ from draftsmith.types import Draft, Verdict
 __all__ = ["AutoLength"]
 
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence; finer where most draft tokens are
-_PRIOR = (0.25, 0.35, 0.45, 0.55, 0.7, 0.8, 0.9, 0.97)  # acceptance expected before anything is known, for each bin
+_PRIOR = (0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.95, 0.98)  # acceptance expected before anything is known, for each bin
+_OPTIMISM = 0.5  # standard deviations
+_FADE = 0.98  # of the evidence on first tokens, in a round without a draft
+_FADE_BY_CONFIDENCE = 0.995
 
 
 class _Rate:
-    """A proportion learnt online: a prior worth ``weight`` observations, and a memory of about ``memory`` of them."""
+    """A proportion learnt online: a prior worth 4 observations, and a memory of about ``memory`` of them."""
 
-    __slots__ = ("_keep", "hits", "trials")
+    __slots__ = ("_hits", "_keep", "_trials")
 
-    def __init__(self, prior: float, weight: float, memory: float) -> None:
+    def __init__(self, prior: float, memory: float, weight: float = 4.0) -> None:
         self._keep = 1 - 1 / memory
-        self.hits = prior * weight
-        self.trials = weight
+        self._hits = prior * weight
+        self._trials = weight
 
-    def see(self, hit: float, trial: float = 1.0) -> None:
-        self.hits = self.hits * self._keep + hit
-        self.trials = self.trials * self._keep + trial
+    def see(self, hits: float, trials: float = 1.0) -> None:
+        self._hits = self._hits * self._keep + hits
+        self._trials = self._trials * self._keep + trials
+
+    def fade(self, keep: float) -> None:
+        """Hold the same opinion on less evidence."""
+        self._hits *= keep
+        self._trials *= keep
 
     @property
     def value(self) -> float:
-        return self.hits / self.trials
+        return self._hits / self._trials
+
+    @property
+    def optimistic(self) -> float:
+        """The value and half a standard deviation of it."""
+        value = self.value
+        return min(1.0, value + _OPTIMISM * math.sqrt(value * max(0.0, 1 - value) / self._trials))
 
 
 class AutoLength:
@@ -53,52 +70,47 @@ class AutoLength:
     def __init__(self, costs: CostModel, max_length: int = 16) -> None:
         self._costs = costs
         self._max_length = max_length
-        self._by_confidence = [_Rate(prior, 4.0, 100.0) for prior in _PRIOR]
-        self._first = _Rate(0.6, 4.0, 40.0)  # acceptance of a round's first draft token, before it is drafted
-        self._later = _Rate(0.7, 4.0, 80.0)  # and of the later ones, given that those before were accepted
-        self._speed = _Rate(1.0, 8.0, 50.0)  # tokens per unit of cost, as achieved
-        self._idle = 0  # rounds without a draft since the last with one
-        self._patience = _FIRST_PAUSE
+        self._by_confidence = [_Rate(prior, memory=100) for prior in _PRIOR]
+        self._first = _Rate(0.6, memory=40)  # acceptance of a round's first draft token, before it is drafted
+        self._later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
+        self._speed = _Rate(1.0, memory=50, weight=8)  # tokens per unit of cost, as achieved
 
     def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
-        """Whether another draft token is expected to pay, or is due as a trial after a pause."""
+        """Whether drafting one token more, and perhaps others after it, is expected to pay."""
         drafted = len(confidences)
         if drafted >= self._max_length:
             return False
-        if drafted == 0 and self._idle >= self._patience:
-            return True
         reach = 1.0
         for confidence in confidences:
-            reach *= self._acceptance(confidence)
-        if upcoming is not None:
-            chance = following = self._acceptance(upcoming)
-        else:
-            following = self._later.value
-            chance = following if drafted else self._first.value
-        return self._pays(reach, chance, following, drafted)
+            reach *= self._bin(confidence).value
+        following = self._later if upcoming is None else self._bin(upcoming)
+        coming = following if drafted or upcoming is not None else self._first
+        return self._pays(reach, coming.value if drafted else coming.optimistic, following.value, drafted)
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
-        """Update the acceptances, the achieved rate, and how long to pause after trials that fail."""
+        """Take in which tokens were accepted, and what the round wrote for its cost."""
         drafted = verdict.num_draft_tokens
         cost = drafted * self._costs.draft_step + self._costs.verify_cost(drafted + 1)
         self._speed.see(verdict.num_accepted + 1, cost)
-        if drafted == 0:
-            self._idle += 1
-            return
-        for i in range(min(verdict.num_accepted + 1, drafted)):
+        for i in range(min(verdict.num_accepted + 1, drafted)):  # no token after the first rejection was judged
             hit = float(i < verdict.num_accepted)
             (self._later if i else self._first).see(hit)
             if draft.confidences:
-                self._by_confidence[bisect_right(_EDGES, draft.confidences[i])].see(hit)
-        if self._idle >= self._patience:
-            self._patience = _FIRST_PAUSE if verdict.num_accepted else min(2 * self._patience, _LONGEST_PAUSE)
-        self._idle = 0
+                self._bin(draft.confidences[i]).see(hit)
+        if drafted == 0:
+            self._first.fade(_FADE)
+            for rate in self._by_confidence:
+                rate.fade(_FADE_BY_CONFIDENCE)
 
-    def _acceptance(self, confidence: float) -> float:
-        return self._by_confidence[bisect_right(_EDGES, confidence)].value
+    def _bin(self, confidence: float) -> _Rate:
+        return self._by_confidence[bisect_right(_EDGES, confidence)]
 
     def _pays(self, reach: float, chance: float, following: float, drafted: int) -> bool:
-        """Whether there is a number of further tokens whose expected gain exceeds their cost."""
+        """Whether for some number of further tokens the expected gain exceeds the cost.
+
+        ``reach`` is the probability that all tokens so far are accepted, ``chance`` that the next one is then, and
+        ``following`` the same for each one after it.
+        """
         rate = max(1.0, self._speed.value)
         gain = 0.0
         for k in range(drafted + 1, self._max_length + 1):
@@ -109,7 +121,3 @@ class AutoLength:
             if gain > 0:
                 return True
         return False
-
-
-_FIRST_PAUSE = 8  # rounds without a draft before the first trial
-_LONGEST_PAUSE = 64
