@@ -18,13 +18,13 @@ MAX_BYTES: Final = 64 << 20
 def read_json_object(path: Path) -> JsonObject:
     """The object in a file. Raises CheckpointError when it is missing, too large, or not a JSON object."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        size = path.stat().st_size
+        raw = path.read_bytes() if size <= MAX_BYTES else b""
     except FileNotFoundError:
         raise CheckpointError(f"there is no {path.name} in {path.parent}; the model folder is incomplete") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; check its permissions") from None
-    if len(raw) > MAX_BYTES:
+    if size > MAX_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no such file is; fetch it again")
     return JsonObject(path, parse_json_object(raw, str(path)))
 
