@@ -1,0 +1,67 @@
+"""Progress bars on standard error for downloads and loading, only when they take long enough to matter."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from draftsmith.cli.terminal import is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["ProgressBars"]
+
+PATIENCE_S = 0.4  # work that is done sooner shows no bar, and does not pay for importing rich
+
+
+class ProgressBars:
+    """A context that can be called with (what is being done, bytes done, bytes in all or 0 if unknown).
+
+    On a terminal it draws a bar for each ``what``; elsewhere it writes one line when something long begins.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._draw = is_terminal(sys.stderr)
+        self._began: dict[str, float] = {}
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far ``what`` is."""
+        now = time.monotonic()
+        began = self._began.setdefault(what, now)
+        if self._quiet or (what not in self._tasks and now - began < PATIENCE_S):
+            return
+        if self._draw:
+            self._update(what, done, total)
+        elif what not in self._tasks:
+            size = f" ({total / 1e6:.0f} MB)" if total else ""
+            sys.stderr.write(f"{what}{size}\n")
+            sys.stderr.flush()
+            self._tasks[what] = 0  # type: ignore[assignment]  # told once; there is no bar
+
+    def _update(self, what: str, done: int, total: int) -> None:
+        if self._bars is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            name = TextColumn("{task.description}", markup=False)
+            columns = (name, BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what)
+        self._bars.update(self._tasks[what], completed=done, total=total or None)

@@ -1,0 +1,90 @@
+"""How long steps take on this machine with these models: measured once, then a fixed input of the length policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from draftsmith.model.protocol import Model, TokenRun
+from draftsmith.speculate import AutoLength, CostModel
+from draftsmith.types import Draft, Verdict
+
+__all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
+
+_SIZES = (1, 4, 16)
+_REPEATS = 3
+_BUDGET_S = 0.1  # once this is used up, no size is measured a second time
+_CONTEXT = 32  # tokens in the cache while measuring
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """``plain_s``: seconds of one plain step of the target; ``costs``: what a draft and a check cost in units of it."""
+
+    plain_s: float
+    costs: CostModel
+
+
+class MeasuredLength:
+    """AutoLength over costs that are measured when ``prepare`` is called, or else when they are first needed."""
+
+    def __init__(self, measure: Callable[[], StepCosts]) -> None:
+        self._measure = measure
+        self._policy: AutoLength | None = None
+
+    def prepare(self) -> AutoLength:
+        """Measure, unless that is done."""
+        if self._policy is None:
+            self._policy = AutoLength(self._measure().costs)
+        return self._policy
+
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+        """See ``LengthPolicy``."""
+        return self.prepare().wants_more(confidences, upcoming)
+
+    def learn(self, draft: Draft, verdict: Verdict) -> None:
+        """See ``LengthPolicy``. Before the measurement there were only rounds without a draft: nothing to learn."""
+        if self._policy is not None:
+            self._policy.learn(draft, verdict)
+
+
+def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
+    """Time forwards of 1 to 16 tokens of the target and single steps of the draft model (None: drafts cost nothing)."""
+    seconds = _measure(target, _SIZES)
+    plain = seconds[1]
+    # A larger batch never costs less; where it was measured so, that is noise.
+    known = [(size, max(seconds[s] for s in seconds if s <= size) / plain) for size in seconds]
+    verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
+    draft_step = _measure(draft, (1,))[1] / plain if draft is not None else 0.0
+    return StepCosts(plain, CostModel(draft_step, verify))
+
+
+def _measure(model: Model, sizes: Sequence[int]) -> dict[int, float]:
+    """Least seconds of a forward by number of tokens; one forward goes before, to wake the weights up.
+
+    The least of a few, not their average: other programs can only make a step slower.
+    """
+    sizes = [size for size in sizes if size <= model.max_context]
+    context = max(0, min(_CONTEXT, model.max_context - sizes[-1]))
+    cache = model.new_cache(context + sizes[-1])
+    model.forward([TokenRun(cache, [0] * (context + 1))])
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    deadline = time.perf_counter() + _BUDGET_S
+    for repeat in range(_REPEATS):
+        for size in sizes:
+            if repeat and time.perf_counter() > deadline:
+                break
+            cache.truncate(context)
+            began = time.perf_counter()
+            model.forward([TokenRun(cache, [0] * size, num_logits=size)])
+            seconds[size].append(time.perf_counter() - began)
+    return {size: min(times) for size, times in seconds.items()}
+
+
+def _interpolate(known: Sequence[tuple[int, float]], size: int) -> float:
+    for (left, low), (right, high) in pairwise(known):
+        if left <= size <= right:
+            return low + (high - low) * (size - left) / (right - left)
+    return known[-1][1]

@@ -1,0 +1,205 @@
+"""``LLM``: a target and perhaps a drafter, loaded and ready to write."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, cast
+
+from draftsmith.engine.assemble import TextAssembler
+from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
+from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
+from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress, no_progress
+from draftsmith.engine.sequence import SequenceStore
+from draftsmith.engine.stream import TextStream
+from draftsmith.errors import UsageError
+from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.speculate import FixedLength, LengthPolicy, generate
+from draftsmith.text import PromptFormat, Tokenizer, choose_format
+from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
+
+__all__ = ["LLM", "Prompt"]
+
+Prompt = str | Sequence[int]
+"""Text, or token ids that are used as they are."""
+
+
+class LLM:
+    """Writes text with a target model, helped by a drafter that can change nothing but the speed.
+
+    The caches of the last reply are kept: a prompt that begins like it (the next turn of a chat, the same system
+    prompt) is read only from where it differs. Not safe for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        target: str | Path | LoadedModel = DEFAULT_TARGET,
+        draft: DraftChoice = "auto",
+        *,
+        prompt_format: str | None = None,
+        backend: str = "native",
+        dtype: Dtype = "auto",
+        quantize: Quantize | None = None,
+        num_draft_tokens: int | Literal["auto"] = "auto",
+        rule: VerificationRule = "coupled",
+        threads: int | None = None,
+        max_context: int | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Load the models.
+
+        ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
+        LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"auto"`` (the
+        best that there is for the target; prompt lookup so far), ``"none"`` or None. ``prompt_format``: for ``chat``;
+        None is the model's own template, or else Alpaca. ``quantize``: None, ``"4bit"`` or ``"8bit"``.
+        ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
+        the same text as no drafter.
+
+        Raises UsageError, HubError, CheckpointError, TokenizerError, TemplateError, OutOfMemory.
+        """
+        self._options = EngineOptions(
+            backend=backend,
+            dtype=dtype,
+            quantize=quantize,
+            num_draft_tokens=num_draft_tokens,
+            rule=rule,
+            threads=threads,
+            max_context=max_context,
+        )
+        if num_draft_tokens != "auto" and draft in (None, "none"):
+            raise UsageError(f"num_draft_tokens {num_draft_tokens} and draft none contradict each other; give one")
+        began = time.perf_counter()
+        self._target = target if isinstance(target, LoadedModel) else load_model(target, self._options, progress)
+        self._format_choice = prompt_format
+        if prompt_format is not None:
+            _ = self.prompt_format  # told now if it is wrong; the model's own is prepared when it is needed
+        self._store = SequenceStore(self._target.model)
+        self._steps: StepCosts | None = None
+        self._drafter: LoadedDrafter | None = None
+        self.use_draft(draft, progress=progress)
+        self._load_s = time.perf_counter() - began
+
+    @property
+    def target(self) -> LoadedModel:
+        """The target with its tokenizer; give it to another LLM to share the weights."""
+        return self._target
+
+    @property
+    def name(self) -> str:
+        """What the target was asked for by."""
+        return self._target.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's tokenizer."""
+        return self._target.tokenizer
+
+    @cached_property
+    def prompt_format(self) -> PromptFormat:
+        """How ``chat`` writes messages."""
+        return choose_format(self._target.tokenizer, self._format_choice)
+
+    @property
+    def drafter_name(self) -> str:
+        """The drafter in use; ``none`` without one."""
+        return self._drafter.drafter.name if self._drafter is not None else "none"
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that loading took."""
+        return self._load_s
+
+    @property
+    def plain_step_s(self) -> float:
+        """Seconds that one step takes without a drafter; measured when it is first asked for, on a short context."""
+        return self._measured().plain_s
+
+    def use_draft(self, draft: DraftChoice, *, progress: Progress = no_progress) -> None:
+        """Change the drafter; the conversation's caches stay. If the new one cannot be loaded, the old one stays."""
+        self._drafter = load_drafter(draft, self._target, self._options, progress)
+        self._store.forget_drafter()
+        self._steps = None
+        self._policy = self._new_policy()
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
+        """Continue each prompt as it stands (no prompt format). One prompt gives a list of one.
+
+        Raises PromptTooLong, UsageError.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        every = cast("Sequence[Prompt]", [prompts] if single else prompts)
+        return [self.stream(prompt, sampling).wait() for prompt in every]
+
+    def chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> Completion:
+        """The assistant's next message, in the model's prompt format.
+
+        Raises TemplateError, PromptTooLong, UsageError.
+        """
+        return self.stream_chat(messages, sampling).wait()
+
+    def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> TextStream:
+        """Like ``generate`` for one prompt, piece by piece."""
+        params = sampling or SamplingParams()
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._start(tuple(ids), params, params.stop)
+
+    def stream_chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> TextStream:
+        """Like ``chat``, piece by piece."""
+        params = sampling or SamplingParams()
+        prompt = self.prompt_format.encode(messages, add_generation_prompt=True)
+        return self._start(prompt.token_ids, params, (*params.stop, *self.prompt_format.stop_strings))
+
+    def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
+        self._check_ids(prompt_ids, "the prompt")
+        self._check_ids(params.logit_bias, "logit_bias")
+        seed = None if params.greedy else secrets.randbits(63) if params.seed is None else params.seed
+        drafter = self._drafter.drafter if self._drafter is not None else None
+        request = Request(prompt_ids=prompt_ids, sampling=dataclasses.replace(params, seed=seed or 0))
+        state = self._store.take(request, drafter, self._options.rule)
+        policy = self._policy_for(params)
+        rounds = generate(
+            self._target.model,
+            state.cache,
+            request,
+            eos_ids=self.tokenizer.eos_ids,
+            session=state.session,
+            policy=policy,
+            rule=self._options.rule,
+        )
+        return TextStream(
+            rounds,
+            TextAssembler(self.tokenizer, stops),
+            request,
+            drafter=drafter.name if drafter is not None else None,
+            seed=seed,
+            load_s=self._load_s,
+            before_drafting=policy.prepare if drafter is not None and isinstance(policy, MeasuredLength) else None,
+            on_end=lambda token_ids: self._store.give_back(state, token_ids),
+        )
+
+    def _check_ids(self, token_ids: Iterable[int], where: str) -> None:
+        width = self._target.model.vocab_size
+        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < width), None)
+        if wrong is not None:
+            raise UsageError(f"{where} has the token id {wrong}; {self.name} has ids from 0 to {width - 1}")
+
+    def _policy_for(self, params: SamplingParams) -> LengthPolicy:
+        """The policy keeps what it has learnt, except where the text depends on it: there all requests start alike."""
+        if self._options.rule == "rejection" and not params.greedy:
+            return self._new_policy()
+        return self._policy
+
+    def _new_policy(self) -> LengthPolicy:
+        if self._options.num_draft_tokens == "auto":
+            return MeasuredLength(self._measured)
+        return FixedLength(self._options.num_draft_tokens)
+
+    def _measured(self) -> StepCosts:
+        """The costs of steps, measured on first use."""
+        if self._steps is None:
+            self._steps = measure_steps(self._target.model, self._drafter.model if self._drafter is not None else None)
+        return self._steps
