@@ -92,21 +92,26 @@ def split_merges(lines: Sequence[str]) -> list[Merge]:
 def merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[Merge]:
     """The merges that a SentencePiece BPE vocabulary implies: every cut of a piece into two others, best score first.
 
-    SentencePiece joins whichever neighbours make the piece with the best score, and takes the leftmost of equals.
+    SentencePiece joins whichever neighbours make the piece with the best score, and takes the leftmost of equals. An
+    order of merges cannot say "leftmost", but the order of ids comes out the same: runs of spaces, which share one
+    score in Llama's vocabulary, have their ids in the order in which leftmost joins would meet them.
     """
     normal = {
         piece: token_id
         for token_id, piece in enumerate(vocabulary.pieces)
         if piece and token_id not in vocabulary.types
     }
-    ranked = sorted((piece for piece in normal if len(piece) > 1), key=lambda piece: (-scores[normal[piece]], piece))
-    # Of several cuts of one piece the longer left part comes first: where they overlap, it begins further to the left.
-    return [
-        (piece[:cut], piece[cut:])
-        for piece in ranked
-        for cut in range(len(piece) - 1, 0, -1)
-        if piece[:cut] in normal and piece[cut:] in normal
-    ]
+    ranked = sorted((i for piece, i in normal.items() if len(piece) > 1), key=lambda i: (-scores[i], i))
+    merges: list[Merge] = []
+    for token_id in ranked:
+        piece = vocabulary.pieces[token_id]
+        cuts = [
+            (normal[piece[:cut]], normal[piece[cut:]])
+            for cut in range(1, len(piece))
+            if piece[:cut] in normal and piece[cut:] in normal
+        ]
+        merges += [(vocabulary.pieces[left], vocabulary.pieces[right]) for left, right in sorted(cuts)]
+    return merges
 
 
 def unigram_model(vocabulary: Vocabulary, scores: Sequence[float], unk_id: int | None) -> models.Unigram:

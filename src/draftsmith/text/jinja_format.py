@@ -1,11 +1,21 @@
-"""Chat templates: a prompt format written in Jinja, as tokenizers carry it."""
+"""Chat templates: a prompt format written in Jinja, as tokenizers carry it.
+
+Two things are made sure of. First, special tokens come from the template alone: strings in messages that look like
+special tokens, or could become part of one, are replaced by private characters before the template sees them and put
+back when the text has been cut at its special tokens. Second, the loss mask follows from the template's structure: the
+prompt before a reply, rendered by itself, must be how the whole conversation begins; what follows it is the reply.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from draftsmith.errors import TemplateError
 from draftsmith.text.formats import EncodedPrompt
+from draftsmith.text.segments import check_roles, encode_segments
 from draftsmith.types import Message
 
 if TYPE_CHECKING:
@@ -13,30 +23,157 @@ if TYPE_CHECKING:
 
 __all__ = ["JinjaFormat"]
 
+_PRIVATE = range(0x100000, 0x10FFFE)  # supplementary private use area B
+
 
 class JinjaFormat:
-    """A chat template. ``options`` are further variables that the template sees (such as ``enable_thinking``)."""
+    """A chat template. ``options`` are further variables that the template sees (such as ``enable_thinking``).
+
+    Some templates rewrite earlier turns when later ones follow (they drop what a model thought). These have no loss
+    mask: encoding such a conversation for training raises TemplateError, and a generation prompt has an empty mask.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, template: str, *, name: str = "chat", options: Mapping[str, Any] | None = None
     ) -> None:
-        raise NotImplementedError
+        """Raises TemplateError when the template cannot be parsed."""
+        from draftsmith.text.sandbox import compile_template
+
+        self._tokenizer = tokenizer
+        self._template = template
+        self._name = name
+        self._options = dict(options or {})
+        self._render: Callable[[Mapping[str, Any]], str] = compile_template(template)
 
     @property
     def name(self) -> str:
         """``chat``, or the name of the template's file."""
-        raise NotImplementedError
+        return self._name
 
     @property
     def template(self) -> str:
         """The template's source."""
-        raise NotImplementedError
+        return self._template
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Empty: such formats end replies with EOS tokens."""
-        raise NotImplementedError
+        return ()
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> EncodedPrompt:
         """See PromptFormat.encode."""
-        raise NotImplementedError
+        check_roles(messages)
+        guard = _Guard(self._edges, messages)
+        safe = [{"role": message.role, "content": guard.hide(message.content)} for message in messages]
+        full = self._rendered(safe, add_generation_prompt=add_generation_prompt)
+        try:
+            spans = list(self._reply_spans(safe, full))
+        except TemplateError:
+            if not add_generation_prompt:
+                raise
+            encoded = encode_segments(self._tokenizer, self._segments(full, False, guard))
+            return EncodedPrompt(encoded.token_ids, (), encoded.text)
+        segments: list[tuple[str | int, bool]] = []
+        position = 0
+        for start, end in spans:
+            segments += self._segments(full[position:start], False, guard)
+            segments += self._segments(full[start:end], True, guard)
+            position = end
+        segments += self._segments(full[position:], False, guard)
+        return encode_segments(self._tokenizer, segments)
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        tokenizer = self._tokenizer
+        ids = {"bos_token": tokenizer.bos_id, "pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
+        ids["eos_token"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
+        return self._render(
+            {
+                "tools": None,
+                "documents": None,
+                **{name: tokenizer.text_of(token_id) for name, token_id in ids.items() if token_id is not None},
+                **self._options,
+                "messages": list(messages),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    def _reply_spans(self, messages: Sequence[Mapping[str, str]], full: str) -> Iterator[tuple[int, int]]:
+        """Where each reply with its EOS begins and ends in ``full``. Raises TemplateError when that is not certain."""
+        last_end = 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._rendered(messages[:index], add_generation_prompt=True)
+            through = self._rendered(messages[: index + 1], add_generation_prompt=False)
+            if not (full.startswith(through) and through.startswith(before) and len(before) >= last_end):
+                raise TemplateError(
+                    f"the chat template {self._name} changes the text before reply {index} when the reply follows, so "
+                    f"there is no telling which tokens the model would write; use another template for training"
+                )
+            last_end = len(before) + self._reply_length(through[len(before) :])
+            yield len(before), last_end
+
+    def _reply_length(self, reply: str) -> int:
+        """Length of a reply up to and with its first EOS; all of it when the template writes none."""
+        length = 0
+        for part in self._tokenizer.split_special(reply):
+            length += len(part) if isinstance(part, str) else len(self._tokenizer.text_of(part))
+            if isinstance(part, int) and part in self._tokenizer.eos_ids:
+                return length
+        return len(reply)
+
+    def _segments(self, text: str, is_reply: bool, guard: _Guard) -> Iterator[tuple[str | int, bool]]:
+        for part in self._tokenizer.split_special(text):
+            yield (guard.restore(part) if isinstance(part, str) else part), is_reply
+
+    @cached_property
+    def _edges(self) -> _Edges:
+        return _Edges(self._tokenizer.special_texts)
+
+
+class _Edges:
+    """The special strings, and all ways in which a text can begin with the end of one or end with its beginning."""
+
+    def __init__(self, specials: Iterable[str]) -> None:
+        ordered = sorted(specials, key=len, reverse=True)
+        self.whole = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self.tails = tuple({text[cut:] for text in ordered for cut in range(1, len(text))})
+        self.heads = tuple({text[:cut] for text in ordered for cut in range(1, len(text))})
+
+
+class _Guard:
+    """Hides from the template's text what must not become a special token, and puts it back."""
+
+    def __init__(self, edges: _Edges, messages: Sequence[Message]) -> None:
+        used = set().union(*(message.content for message in messages))
+        self._free = (chr(code) for code in _PRIVATE if chr(code) not in used)
+        self._edges = edges
+        self._hidden: dict[str, str] = {}
+
+    def hide(self, content: str) -> str:
+        """``content`` with private characters in place of special strings, and of what may join with the template."""
+        if self._edges.whole is not None:
+            content = self._edges.whole.sub(lambda match: self._stand_in(match.group()), content)
+        # Templates often strip what they are given, so both the stripped and the whole text have edges.
+        core = content.strip()
+        start = content.find(core)
+        safe = self._hide_edges(core)
+        return self._hide_edges(content[:start] + safe + content[start + len(core) :])
+
+    def restore(self, text: str) -> str:
+        """``text`` with the hidden strings in their places."""
+        for hidden, stand_in in self._hidden.items():
+            text = text.replace(stand_in, hidden)
+        return text
+
+    def _hide_edges(self, text: str) -> str:
+        if text.startswith(self._edges.tails):
+            text = self._stand_in(text[0]) + text[1:]
+        if text.endswith(self._edges.heads):
+            text = text[:-1] + self._stand_in(text[-1])
+        return text
+
+    def _stand_in(self, hidden: str) -> str:
+        if hidden not in self._hidden:
+            self._hidden[hidden] = next(self._free)
+        return self._hidden[hidden]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,10 @@ class Tokenizer:
                 raise ValueError("add_bos was asked of a tokenizer that has no BOS token")
             ids.append(self.bos_id)
         if parse_special:
-            ids += self.encode_template(text, after="start")
+            after: After = "start"
+            for run in self.split_special(text):
+                ids += [run] if isinstance(run, int) else self.encode_piece(run, after=after)
+                after = "special" if isinstance(run, int) else "text"
         else:
             ids += self.encode_piece(text, after="start")
         return ids
@@ -117,17 +120,10 @@ class Tokenizer:
                 after = "text"
         return ids
 
-    def encode_template(self, text: str, *, after: After) -> list[int]:
-        """Like encode_piece, but strings of special tokens in ``text`` become those tokens."""
-        ids: list[int] = []
+    def split_special(self, text: str) -> Iterator[str | int]:
+        """``text`` cut at the strings of special tokens: runs of text (never empty) and ids of special tokens."""
         for run in self._special.split(text):
-            if isinstance(run, AddedToken):
-                ids.append(run.token_id)
-                after = "special"
-            else:
-                ids += self.encode_piece(run, after=after)
-                after = "text"
-        return ids
+            yield run.token_id if isinstance(run, AddedToken) else run
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD, ids without content become nothing."""
