@@ -10,13 +10,14 @@ from typing import Literal, get_args
 
 from draftsmith.errors import CheckpointError
 
-__all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "RopeConfig", "RopeType"]
+__all__ = ["ARCHITECTURES", "MAX_LAYERS", "Architecture", "ModelConfig", "RopeConfig", "RopeType"]
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 
 MAX_DIMENSION = 1 << 24  # a larger width, vocabulary or context is a damaged file, not a model
+MAX_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +81,12 @@ class ModelConfig:
     sliding_layers: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 1 <= self.num_layers <= MAX_LAYERS:
+            raise CheckpointError(f"the model's num_layers is {self.num_layers}; it must be from 1 to {MAX_LAYERS}")
         if not self.sliding_layers:
-            object.__setattr__(self, "sliding_layers", (False,) * min(self.num_layers, MAX_DIMENSION))
+            object.__setattr__(self, "sliding_layers", (False,) * self.num_layers)
         for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+            "vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim",
             "max_context",
         ):  # fmt: skip
             value = getattr(self, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Final, get_args
 
-from draftsmith.checkpoint.config import ARCHITECTURES, ModelConfig, RopeConfig, RopeType
+from draftsmith.checkpoint.config import ARCHITECTURES, MAX_LAYERS, ModelConfig, RopeConfig, RopeType
 from draftsmith.checkpoint.json_file import JsonObject
 from draftsmith.errors import CheckpointError, UnsupportedModel
 
@@ -81,12 +81,12 @@ def _absent_in_mistral(config: JsonObject, architecture: str) -> bool:
 
 def _sliding(config: JsonObject, architecture: str, num_layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """The window, None when no layer slides, and for each layer whether it does."""
-    if not 1 <= num_layers <= 1 << 16:
-        raise CheckpointError(f"{config.path} states num_hidden_layers = {num_layers}; it must be from 1 to 65536")
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise CheckpointError(f"{config.path} states num_hidden_layers = {num_layers}; it must be 1 to {MAX_LAYERS}")
     if architecture == "llama":
         return None, ()
-    stated = "sliding_window" in config.values and config.values["sliding_window"] is None
-    window = None if stated else config.integer("sliding_window", 4096)
+    unlimited = "sliding_window" in config.values and not config.has("sliding_window")  # stated as null
+    window = None if unlimited else config.integer("sliding_window", 4096)
     if architecture == "mistral":
         layers = (window is not None,) * num_layers
     elif not config.flag("use_sliding_window", False):

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.checkpoint.config import ModelConfig, RopeConfig, RopeType
+from draftsmith.checkpoint.config import MAX_LAYERS, ModelConfig, RopeConfig, RopeType
 from draftsmith.checkpoint.gguf_reader import GGUFFile
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
 from draftsmith.checkpoint.tensor import Tensor
@@ -114,7 +114,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
         mlp_bias=biases["ffn_gate"],
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
         sliding_window=window,
-        sliding_layers=(window is not None,) * layers if layers < 1 << 16 else (),
+        sliding_layers=(window is not None,) * min(layers, MAX_LAYERS),
     )
 
 
