@@ -104,10 +104,8 @@ nb::ndarray<nb::numpy, float> matmul(int type, size_t rows, size_t cols, Bytes p
     const size_t m = x.shape(0);
     const Weights weights{static_cast<BlockType>(type), rows, cols, packed.data()};
     auto out = float_array(m, rows);
-    std::vector<int8_t> codes(m * cols);
-    std::vector<float> scales(m * cols / kGroup + 1), sums(m * cols / kGroup + 1);
-    std::vector<int32_t> minus32(m * cols / kGroup + 1), minus16(m * cols / 16 + 2);
-    const QuantRows q{codes.data(), scales.data(), sums.data(), minus32.data(), minus16.data(), cols};
+    std::vector<QuantGroup> groups(quant_groups(m, cols));
+    const QuantRows q{groups.data(), cols};
     if (f.quantised) for (size_t r = 0; r < m; ++r) kernels.quantise(x.data() + r * cols, cols, q, r, 0);
     const float* input = x.data();
     float* result = out.data();

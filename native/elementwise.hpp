@@ -55,23 +55,21 @@ template <class S> void rms_norm(const float* x, const float* weight, float* y, 
 
 // Symmetric: scale = largest magnitude / 127, codes rounded to nearest even. A group below 1e-30 counts as zeros.
 template <class S> void quantise(const float* x, size_t n, const QuantRows& out, size_t row, size_t first_col) {
-    const size_t start = row * out.cols + first_col;
     for (size_t i = 0; i < n; i += kGroup) {
         const auto a = S::load(x + i), b = S::load(x + i + 16);
         const float largest = tree_max<S>(S::max(S::abs(a), S::abs(b)));
         const bool zeros = !(largest > 1e-30f);
         const auto inverse = S::splat(zeros ? 0.0f : 127.0f / largest);
         const auto low = S::to_int(S::mul(a, inverse)), high = S::to_int(S::mul(b, inverse));
-        const size_t at = (start + i) / kGroup;
-        S::store_i8(out.codes + start + i, low);
-        S::store_i8(out.codes + start + i + 16, high);
+        QuantGroup& group = *out.at(row, (first_col + i) / kGroup);
+        S::store_i8(group.codes, low);
+        S::store_i8(group.codes + 16, high);
         const int32_t low_sum = S::sum(low), high_sum = S::sum(high);
-        const float scale = zeros ? 0.0f : largest / 127.0f;
-        out.scales[at] = scale;
-        out.sums[at] = scale * static_cast<float>(low_sum + high_sum);
-        out.minus_sum32[at] = -(low_sum + high_sum);
-        out.minus_sum16[2 * at] = -low_sum;
-        out.minus_sum16[2 * at + 1] = -high_sum;
+        group.scale = zeros ? 0.0f : largest / 127.0f;
+        group.sum = group.scale * static_cast<float>(low_sum + high_sum);
+        group.minus_sum = -(low_sum + high_sum);
+        group.minus_halves[0] = -low_sum;
+        group.minus_halves[1] = -high_sum;
     }
 }
 

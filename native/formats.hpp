@@ -86,14 +86,24 @@ struct Weights {
     size_t tile_size() const { return tile_bytes(format_info(type), cols); }
 };
 
-// Rows of activations, quantised in groups of 32 columns: value = scale * code, code in -127..127.
-struct QuantRows {
-    int8_t* codes;         // [rows][cols]
-    float* scales;         // [rows][cols / 32]
-    float* sums;           // [rows][cols / 32]: scale * (sum of the group's codes)
-    int32_t* minus_sum32;  // [rows][cols / 32]: minus the sum of the group's codes
-    int32_t* minus_sum16;  // [rows][cols / 16]: the same for each half of a group
-    size_t cols;           // stride
+// 32 columns of one row of activations, quantised: value = scale * code, code in -127..127. One cache line.
+struct alignas(64) QuantGroup {
+    int8_t codes[kGroup];
+    float scale;
+    float sum;               // scale * (sum of the codes)
+    int32_t minus_sum;       // minus the sum of the codes
+    int32_t minus_halves[2]; // the same for each half of the group
 };
+
+constexpr size_t kQuantBlock = 8;  // rows whose groups lie side by side: a product reads them at fixed distances
+
+struct QuantRows {
+    QuantGroup* groups;  // [ceil(rows / 8)][cols / 32][8 rows]
+    size_t cols;
+
+    QuantGroup* at(size_t row, size_t group) const { return groups + ((row / kQuantBlock) * (cols / kGroup) + group) * kQuantBlock + row % kQuantBlock; }
+};
+
+constexpr size_t quant_groups(size_t rows, size_t cols) { return (rows + kQuantBlock - 1) / kQuantBlock * kQuantBlock * (cols / kGroup); }
 
 }  // namespace draftsmith

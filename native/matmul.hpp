@@ -73,43 +73,39 @@ template <class S, class Fmt> inline void load_scales(const uint8_t* headers, si
     }
 }
 
-// One tile times MT rows of activations.
+// One tile times MT rows of activations, the first of which is a multiple of S::kMaxTokens.
 template <class S, class Fmt, int MT>
 inline void tile_quant(const uint8_t* tile, size_t cols, const QuantRows& x, size_t row, typename S::F (&acc)[MT]) {
     constexpr FormatInfo f = Fmt::info;
     constexpr int kParts = f.scales_per_group;
     constexpr int kOffset = f.bits == 8 ? S::kWideOffset : f.offset;
-    const size_t groups = cols / kGroup, x_groups = x.cols / kGroup;
+    const size_t groups = cols / kGroup;
     const uint8_t* codes_at = tile + headers_bytes(f, cols);
-    const int8_t* x_codes = x.codes + row * x.cols;
-    const float* x_scales = x.scales + row * x_groups;
-    const float* x_sums = x.sums + row * x_groups;
-    const int32_t* x_minus = kParts == 2 ? x.minus_sum16 + row * x_groups * 2 : x.minus_sum32 + row * x_groups;
+    const QuantGroup* x_group = x.at(row, 0);  // the MT rows lie in one block of rows
     for (int t = 0; t < MT; ++t) acc[t] = S::splat(0.0f);
-    for (size_t g = 0; g < groups; ++g) {
+    for (size_t g = 0; g < groups; ++g, x_group += kQuantBlock) {
         typename S::U codes[8];
         typename S::F scale[2], minimum;
         load_codes<S, f.bits>(codes_at + g * code_bytes(f), codes);
         load_scales<S, Fmt>(tile, g, scale, minimum);
 #pragma GCC unroll 8
         for (int t = 0; t < MT; ++t) {
-            const size_t at = static_cast<size_t>(t) * x_groups + g;
-            const int8_t* x_group = x_codes + at * kGroup;
-            const auto x_scale = S::splat(x_scales[at]);
+            const QuantGroup& xs = x_group[t];
+            const auto x_scale = S::splat(xs.scale);
 #pragma GCC unroll 2
             for (int part = 0; part < kParts; ++part) {
                 auto dot = S::zero();
                 if constexpr (kOffset != 0) {
-                    dot = S::template shift_left<log2_of(kOffset)>(S::splat_int(x_minus[at * kParts + static_cast<size_t>(part)]));
+                    dot = S::template shift_left<log2_of(kOffset)>(S::splat_int(kParts == 2 ? xs.minus_halves[part] : xs.minus_sum));
                 }
 #pragma GCC unroll 8
                 for (int i = part * 8 / kParts; i < (part + 1) * 8 / kParts; ++i) {
-                    if constexpr (f.bits == 8) dot = S::dot_wide(dot, codes[i], x_group + 4 * i);
-                    else dot = S::dot(dot, codes[i], x_group + 4 * i);
+                    if constexpr (f.bits == 8) dot = S::dot_wide(dot, codes[i], xs.codes + 4 * i);
+                    else dot = S::dot(dot, codes[i], xs.codes + 4 * i);
                 }
                 acc[t] = S::fma(S::to_float(dot), S::mul(scale[part], x_scale), acc[t]);
             }
-            if constexpr (f.minimum) acc[t] = S::fma(minimum, S::splat(x_sums[at]), acc[t]);
+            if constexpr (f.minimum) acc[t] = S::fma(minimum, S::splat(xs.sum), acc[t]);
         }
     }
 }

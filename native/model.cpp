@@ -37,16 +37,13 @@ size_t chunk_tiles(size_t tiles, int team) { return std::clamp<size_t>(tiles / (
 struct Model::Scratch {
     Scratch(const ModelShape& s, size_t qkv, size_t widest)
         : x(kMaxRows * s.hidden), normed(kMaxRows * std::max(s.hidden, widest)), qkv(kMaxRows * qkv), attention(kMaxRows * s.heads * s.head_dim),
-          gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), codes(kMaxRows * widest), scales(kMaxRows * widest / kGroup),
-          sums(kMaxRows * widest / kGroup), minus32(kMaxRows * widest / kGroup), minus16(kMaxRows * widest / kGroup * 2) {}
+          gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), groups(quant_groups(kMaxRows, widest)) {}
 
     // Quantised rows of `cols` columns; one set at a time is alive.
-    QuantRows quant(size_t cols) { return {codes.data(), scales.data(), sums.data(), minus32.data(), minus16.data(), cols}; }
+    QuantRows quant(size_t cols) { return {groups.data(), cols}; }
 
     Buffer<float> x, normed, qkv, attention, gate, up;
-    Buffer<int8_t> codes;
-    Buffer<float> scales, sums;
-    Buffer<int32_t> minus32, minus16;
+    Buffer<QuantGroup> groups;
 };
 
 Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team)
