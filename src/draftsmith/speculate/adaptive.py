@@ -25,7 +25,7 @@ __all__ = ["AutoLength"]
 
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence; finer where most draft tokens are
 _PRIOR = (0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.95, 0.98)  # acceptance expected before anything is known, for each bin
-_OPTIMISM = 0.5  # standard deviations
+_OPTIMISM = 1.0  # standard deviations
 _FADE = 0.98  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
 
@@ -55,7 +55,7 @@ class _Rate:
 
     @property
     def optimistic(self) -> float:
-        """The value and half a standard deviation of it."""
+        """The value and as much as it may well be underestimated by."""
         value = self.value
         return min(1.0, value + _OPTIMISM * math.sqrt(value * max(0.0, 1 - value) / self._trials))
 

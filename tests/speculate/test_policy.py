@@ -1,0 +1,168 @@
+"""Draft lengths: fixed, and chosen. The chosen ones are judged on the tokens that a unit of cost writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy
+from draftsmith.types import Draft, Verdict
+
+TRACES = Path(__file__).parent / "data" / "acceptance_traces.json"
+CHEAP_CHECKS = (1.0, 1.03, 1.06, 1.1, 1.14, 1.18, 1.22, 1.26)
+STEEP_CHECKS = (1.0, 1.25, 1.5, 1.8, 2.1)
+
+
+class Trace(NamedTuple):
+    """Whether the draft's token would be accepted at each place of a text, and its confidence there."""
+
+    accepted: list[bool]
+    confidence: list[float]
+
+
+def speedup(policy: LengthPolicy, trace: Trace, costs: CostModel, *, seed: int = 0) -> float:
+    """Tokens per unit of cost on ``trace``; drafting goes on blindly after a token that will be rejected."""
+    dice, place, spent = random.Random(seed), 0, 0.0  # noqa: S311 (a simulation)
+    size = len(trace.accepted)
+    while place < size:
+        confidences: list[float] = []
+        while len(confidences) < size - place - 1 and policy.wants_more(confidences, None):
+            right = all(trace.accepted[place : place + len(confidences)])
+            confidences.append(trace.confidence[place + len(confidences)] if right else dice.choice(trace.confidence))
+        k = len(confidences)
+        hits = next((i for i in range(k) if not trace.accepted[place + i]), k)
+        spent += k * costs.draft_step + costs.verify_cost(k + 1)
+        policy.learn(Draft((0,) * k, None, tuple(confidences)), Verdict((0,) * (hits + 1), hits, k))
+        place += hits + 1
+    return size / spent
+
+
+def synthetic(acceptance: float, seed: int, size: int = 128) -> Trace:
+    """Easy and hard stretches; confidence is the true chance of acceptance, blurred."""
+    dice, chance = random.Random(seed), 0.0  # noqa: S311 (a simulation)
+    trace = Trace([], [])
+    for i in range(size):
+        if i == 0 or dice.random() > 0.3:
+            chance = dice.betavariate(max(1.2 * acceptance, 0.01), max(1.2 * (1 - acceptance), 0.01))
+        trace.accepted.append(dice.random() < chance)
+        trace.confidence.append(min(0.999, max(0.01, chance + dice.gauss(0, 0.12))))
+    return trace
+
+
+def real_traces() -> list[tuple[str, Trace]]:
+    traces = json.loads(TRACES.read_text())["traces"]
+    return [
+        (t["category"], Trace([a == "1" for a in t["accepted"]], [c / 1000 for c in t["confidence"]])) for t in traces
+    ]
+
+
+def best_fixed(trace: Trace, costs: CostModel) -> float:
+    return max(speedup(FixedLength(k), trace, costs) for k in (0, 1, 2, 3, 4, 6, 8, 12))
+
+
+@pytest.mark.parametrize("draft_step", [0.35, 0.38, 0.4])
+def test_real_traces_are_faster_than_plain_and_near_the_best_length(draft_step: float) -> None:
+    """Qwen2.5-Coder 1.5B with its 0.5B: code, explanations and stories, each from a cold start."""
+    costs = CostModel(draft_step, CHEAP_CHECKS)
+    for category, trace in real_traces():
+        gain = speedup(AutoLength(costs), trace, costs)
+        assert gain > 1.05, category
+        assert gain > 0.97 * best_fixed(trace, costs), category
+
+
+@pytest.mark.parametrize("start", range(0, 128, 16))
+def test_an_unlucky_start_is_forgiven(start: int) -> None:
+    """The stories, begun at other places: never given up for good, though draft tokens hardly pay here."""
+    costs = CostModel(0.4, (1.0, 1.06, 1.1, 1.15, 1.2))
+    for category, trace in real_traces():
+        if category == "story":
+            order = [(start + i) % len(trace.accepted) for i in range(len(trace.accepted))]
+            turned = Trace([trace.accepted[i] for i in order], [trace.confidence[i] for i in order])
+            assert speedup(AutoLength(costs), turned, costs) > 1.02
+
+
+@pytest.mark.parametrize("checks", [CHEAP_CHECKS, STEEP_CHECKS], ids=["cheap checks", "steep checks"])
+@pytest.mark.parametrize("draft_step", [0.01, 0.15, 0.38, 0.6])
+@pytest.mark.parametrize("acceptance", [0.02, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
+def test_never_much_slower_than_plain_and_near_the_best_length(
+    acceptance: float, draft_step: float, checks: tuple[float, ...]
+) -> None:
+    costs = CostModel(draft_step, checks)
+    traces = [synthetic(acceptance, seed) for seed in range(8)]
+    gains = [speedup(AutoLength(costs), trace, costs) for trace in traces]
+    fixed = [[speedup(FixedLength(k), trace, costs) for trace in traces] for k in (0, 1, 2, 3, 4, 6, 8, 12)]
+    assert min(gains) > 0.92  # in 128 tokens from a cold start
+    assert sum(gains) > 0.96 * max(sum(row) for row in fixed)
+
+
+def test_a_hopeless_drafter_costs_next_to_nothing_in_the_long_run() -> None:
+    costs = CostModel(0.4, CHEAP_CHECKS)
+    assert speedup(AutoLength(costs), Trace([False] * 3000, [0.3] * 3000), costs) > 0.995
+
+
+def test_a_drafter_that_becomes_good_is_noticed() -> None:
+    costs = CostModel(0.3, CHEAP_CHECKS)
+    policy = AutoLength(costs)
+    speedup(policy, Trace([False] * 200, [0.3] * 200), costs)
+    assert speedup(policy, Trace([True] * 600, [0.95] * 600), costs) > 1.5
+
+
+def test_what_was_learnt_serves_the_next_text() -> None:
+    costs = CostModel(0.4, CHEAP_CHECKS)
+    trace = synthetic(0.02, 1)
+    policy = AutoLength(costs)
+    assert speedup(policy, trace, costs) < speedup(policy, trace, costs) < 1.0
+
+
+def test_low_confidence_ends_a_draft_and_high_confidence_prolongs_it() -> None:
+    policy = AutoLength(CostModel(0.35, CHEAP_CHECKS))
+    assert policy.wants_more([], None)
+    assert not policy.wants_more([0.1], None)
+    assert policy.wants_more([0.99], None)
+    assert policy.wants_more([0.99, 0.99], None)
+    assert not policy.wants_more([0.99, 0.3], None)
+
+
+def test_a_free_drafter_is_asked_by_what_it_knows() -> None:
+    policy = AutoLength(CostModel(0.0, (1.0, 1.5, 2.0)))
+    assert policy.wants_more([], 0.99)
+    assert not policy.wants_more([], 0.1)
+
+
+def test_a_step_in_the_cost_of_checks_is_looked_across() -> None:
+    """Checking 2 is dear, checking 3 to 8 costs nothing more: what one token cannot repay, several can."""
+    costs = CostModel(0.0, (1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0))
+    assert AutoLength(costs).wants_more([], 0.7)
+    assert not AutoLength(costs, max_length=1).wants_more([], 0.7)
+
+
+def test_drafts_have_a_largest_length() -> None:
+    policy = AutoLength(CostModel(0.0), max_length=3)
+    assert policy.wants_more([1.0] * 2, None)
+    assert not policy.wants_more([1.0] * 3, None)
+
+
+def test_asking_changes_nothing() -> None:
+    policy = AutoLength(CostModel(0.41, CHEAP_CHECKS))
+    assert len({policy.wants_more([0.5], None) for _ in range(1000)}) == 1
+
+
+def test_fixed_lengths() -> None:
+    assert [FixedLength(2).wants_more([0.0] * n, None) for n in range(4)] == [True, True, False, False]
+    assert not FixedLength(0).wants_more([], None)
+
+
+def test_costs_go_on_with_their_last_slope() -> None:
+    costs = CostModel(0.1, (1.0, 1.25, 1.75))
+    assert [costs.verify_cost(m) for m in range(1, 6)] == [1.0, 1.25, 1.75, 2.25, 2.75]
+    assert CostModel(0.1, (1.0,)).verify_cost(9) == 1.0
+
+
+@pytest.mark.parametrize(("draft_step", "checks"), [(-0.1, (1.0,)), (0.1, ()), (0.1, (1.0, 0.0))])
+def test_costs_must_make_sense(draft_step: float, checks: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="costs must be positive"):
+        CostModel(draft_step, checks)
