@@ -20,6 +20,7 @@ from draftsmith.checkpoint.layout import check_tensors
 from draftsmith.checkpoint.safetensors_reader import read_weights_of_folder
 from draftsmith.checkpoint.tensor import Tensor
 from draftsmith.errors import CheckpointError
+from draftsmith.provenance import file_sha256
 
 if TYPE_CHECKING:
     from draftsmith.text import Tokenizer
@@ -61,7 +62,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash (hex) of the weights file in full; of the list of all names and hashes when there are several."""
-        hashes = [_file_sha256(file) for file in self.files]
+        hashes = [file_sha256(file) for file in self.files]
         if len(hashes) == 1:
             return hashes[0]
         lines = "".join(f"{sha}  {file.name}\n" for sha, file in zip(hashes, self.files, strict=True))
@@ -127,8 +128,3 @@ def _open_gguf(path: Path) -> Checkpoint:
         header_sha256=file.header_sha256,
         metadata=file.metadata,
     )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

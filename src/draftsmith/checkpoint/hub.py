@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -71,18 +71,18 @@ def fetch_repository(
         if found:
             return found
         raise HubError(f"the hub could not be reached for {name}: {error}; check the network or HF_ENDPOINT") from None
-    found = _find_in_cache(name, newest, file) if newest else None
-    if found:
-        return found
     wanted = [file] if file else _choose_files(name, sizes)
     missing = [path for path in wanted if path not in sizes]
     if missing:
         raise HubError(f"{name} has no file {missing[0]} at revision {revision or 'main'}; look at its list of files")
+    here = _snapshot(name, newest) if newest else None
+    if here and newest and all((here / path).is_file() for path in wanted):
+        return _model_in(here, wanted), newest
     paths = _download(name, revision, {path: sizes[path] for path in wanted}, progress)
     commit = _commit_of(paths[0], wanted[0])
     if any(_commit_of(path, file) != commit for path, file in zip(paths, wanted, strict=True)):
         raise HubError(f"{name} was changed on the hub while it was being fetched; try again")
-    return (paths[0] if wanted[0].endswith(".gguf") else paths[0].parent), commit
+    return _model_in(_snapshot(name, commit), wanted), commit
 
 
 class _UnreachableError(Exception):
@@ -205,14 +205,13 @@ def _bar_class(progress: Progress, before: int, total: int) -> Any:
 
 def _find_in_cache(name: str, revision: str | None, file: str | None) -> tuple[Path, str] | None:
     """What the cache has of the model at this revision, if it is all there."""
-    repository = _cache_folder() / f"models--{name.replace('/', '--')}"
     commit = revision or "main"
     if not COMMIT.fullmatch(commit):
         try:
-            commit = (repository / "refs" / commit).read_text().strip()
+            commit = (_repository(name) / "refs" / commit).read_text().strip()
         except OSError:
             return None
-    snapshot = repository / "snapshots" / commit
+    snapshot = _snapshot(name, commit)
     if file:
         return (snapshot / file, commit) if (snapshot / file).is_file() else None
     names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
@@ -220,7 +219,21 @@ def _find_in_cache(name: str, revision: str | None, file: str | None) -> tuple[P
         chosen = _choose_files(name, dict.fromkeys(names, 0))
     except DraftsmithError:
         return None
-    return (snapshot / chosen[0] if chosen[0].endswith(".gguf") else snapshot), commit
+    return _model_in(snapshot, chosen), commit
+
+
+def _repository(name: str) -> Path:
+    """Where the client keeps a model: with folders refs, blobs and snapshots."""
+    return _cache_folder() / f"models--{name.replace('/', '--')}"
+
+
+def _snapshot(name: str, commit: str) -> Path:
+    return _repository(name) / "snapshots" / commit
+
+
+def _model_in(snapshot: Path, files: Sequence[str]) -> Path:
+    """What to open: the GGUF file, or the folder of all files."""
+    return snapshot / files[0] if files[0].endswith(".gguf") else snapshot
 
 
 def _commit_of(path: Path, file: str) -> str:

@@ -1,0 +1,112 @@
+"""A model hub on the loopback interface: as much of its protocol as ``huggingface_hub`` needs to fetch a model."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class StubHub:
+    """``repositories``: name -> revision -> (commit, files). ``failing`` answers everything with that status."""
+
+    repositories: dict[str, dict[str, tuple[str, dict[str, bytes]]]] = field(default_factory=dict)
+    failing: int | None = None
+    gated: set[str] = field(default_factory=set)
+    downloads: list[str] = field(default_factory=list)
+    stop_after: int | None = None  # bytes of a body after which the connection is dropped
+    url: str = ""
+
+    def add(self, name: str, files: dict[str, bytes], revision: str = "main") -> str:
+        commit = sha256(repr((name, revision, sorted(files.items()))).encode()).hexdigest()[:40]
+        revisions = self.repositories.setdefault(name, {})
+        revisions[revision] = revisions[commit] = (commit, files)
+        return commit
+
+
+def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # the base class names it so
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if hub.failing:
+                self.reply(hub.failing, b"")
+            elif parts[:2] == ["api", "models"]:
+                self.describe("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+            elif len(parts) > 4 and parts[2] == "resolve":
+                self.send("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+            else:
+                self.reply(404, b"")
+
+        def find(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+            if name not in hub.repositories:
+                self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
+            elif name in hub.gated:
+                self.reply(403, b"", {"X-Error-Code": "GatedRepo"})
+            elif revision not in hub.repositories[name]:
+                self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            else:
+                return hub.repositories[name][revision]
+            return None
+
+        def describe(self, name: str, revision: str) -> None:
+            if found := self.find(name, revision):
+                commit, files = found
+                siblings = [{"rfilename": file, "size": len(content)} for file, content in files.items()]
+                body = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+                self.reply(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+        def send(self, name: str, revision: str, file: str) -> None:
+            if found := self.find(name, revision):
+                commit, files = found
+                if file not in files:
+                    self.reply(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+                    return
+                if self.command == "GET":
+                    hub.downloads.append(file)
+                etag = sha256(files[file]).hexdigest()
+                self.reply(200, files[file], {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+
+        def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body if hub.stop_after is None else body[: hub.stop_after])
+                if hub.stop_after is not None and len(body) > hub.stop_after:
+                    self.close_connection = True
+
+    return Handler
+
+
+@contextmanager
+def stub_hub() -> Iterator[StubHub]:
+    """A running hub; ``url`` is its endpoint."""
+    hub = StubHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
