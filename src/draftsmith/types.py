@@ -52,7 +52,7 @@ class Message:
 class SamplingParams:
     """How tokens are chosen. Names and meaning are those of ``transformers``' ``GenerationConfig``.
 
-    Order of the processors: repetition, presence and frequency penalties, logit_bias, temperature, top_k, top_p, min_p.
+    Order of the processors: logit_bias, repetition, presence and frequency penalties, temperature, top_k, top_p, min_p.
     Defaults are the model card's recommended values.
 
     ``seed`` None means: the engine draws one and reports it. ``greedy`` ignores temperature, top_k, top_p, min_p and
