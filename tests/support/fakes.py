@@ -88,7 +88,7 @@ CHAT_TEMPLATE = (
 
 def byte_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE, first_letter: str = "") -> Tokenizer:
     """One token a byte, three control tokens. ``first_letter`` changes what id 97 stands for: another vocabulary."""
-    tokens = list(_byte_characters().values())
+    tokens = list(byte_characters().values())
     tokens[97] = first_letter or "a"
     special = ["<|im_end|>", "<|im_start|>", "<pad>"]
     metadata = {
@@ -104,7 +104,7 @@ def byte_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE, first_letter: s
     return Tokenizer.from_gguf(metadata)
 
 
-def _byte_characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """GPT-2's printable stand-ins for bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

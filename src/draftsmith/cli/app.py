@@ -21,9 +21,12 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from draftsmith.provenance import draftsmith_version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"draftsmith {draftsmith_version()}")
+        try:
+            typer.echo(f"draftsmith {version('draftsmith')}")
+        except PackageNotFoundError:
+            typer.echo("draftsmith, run from a source tree that was never installed")
         raise typer.Exit
 
 

@@ -41,7 +41,7 @@ def completion_json(completion: Completion) -> dict[str, Any]:
 def status_line(completion: Completion, plain_step_s: float | None) -> str:
     """One line: tokens, speed, acceptance, and the speed-up over ``plain_step_s``, the time of one plain step.
 
-    The plain step was measured on its own, not in this reply: hence the ≈ before the speed-up.
+    The plain step is an estimate, not a plain run of the same text: hence the ≈ before the speed-up.
     """
     timing, stats = completion.timing, completion.speculation
     parts = [f"{len(completion.token_ids)} tokens", f"{timing.tokens_per_s:.0f} tokens/s"]

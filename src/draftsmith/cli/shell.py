@@ -64,6 +64,11 @@ class ChatShell:
             "/quit": ("", "leave; so does Ctrl-D", self._help),
         }
 
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far, without the system prompt."""
+        return tuple(self._messages)
+
     def run(self) -> int:
         """Talk until the end of input or /quit. Returns the exit code."""
         if self._interactive:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Literal, cast
 
 from draftsmith.engine.assemble import TextAssembler
@@ -23,6 +25,8 @@ from draftsmith.text import PromptFormat, Tokenizer, choose_format
 from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
 
 __all__ = ["LLM", "Prompt"]
+
+MIN_PLAIN_ROUNDS = 5  # fewer say too little of what a plain step takes
 
 Prompt = str | Sequence[int]
 """Text, or token ids that are used as they are."""
@@ -80,6 +84,7 @@ class LLM:
         self._store = SequenceStore(self._target.model)
         self._steps: StepCosts | None = None
         self._drafter: LoadedDrafter | None = None
+        self._plain_rounds: deque[float] = deque(maxlen=64)
         self.use_draft(draft, progress=progress)
         self._load_s = time.perf_counter() - began
 
@@ -115,7 +120,12 @@ class LLM:
 
     @property
     def plain_step_s(self) -> float:
-        """Seconds that one step takes without a drafter; measured when it is first asked for, on a short context."""
+        """Seconds that one token takes without a drafter.
+
+        The median of the latest rounds that checked no draft; where there were too few, a measurement on its own.
+        """
+        if len(self._plain_rounds) >= MIN_PLAIN_ROUNDS:
+            return median(self._plain_rounds)
         return self._measured().plain_s
 
     def use_draft(self, draft: DraftChoice, *, progress: Progress = no_progress) -> None:
@@ -178,6 +188,7 @@ class LLM:
             seed=seed,
             load_s=self._load_s,
             before_drafting=policy.prepare if drafter is not None and isinstance(policy, MeasuredLength) else None,
+            on_plain_round=self._plain_rounds.append,
             on_end=lambda token_ids: self._store.give_back(state, token_ids),
         )
 

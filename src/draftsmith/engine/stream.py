@@ -29,10 +29,11 @@ class TextStream:
         seed: int | None,
         load_s: float,
         before_drafting: Callable[[], object] | None,
+        on_plain_round: Callable[[float], object],
         on_end: Callable[[tuple[int, ...] | None], None],
     ) -> None:
         """``before_drafting`` is called once the first token is out; it keeps nobody waiting for it and is not timed.
-
+        ``on_plain_round`` hears the seconds of every round, after the first, that checked no draft token.
         ``on_end`` is called once: with prompt and reply ids, or None when an error leaves the caches uncertain.
         """
         self._rounds = rounds
@@ -41,6 +42,7 @@ class TextStream:
         self._seed = seed
         self._load_s = load_s
         self._before_drafting = before_drafting
+        self._on_plain_round = on_plain_round
         self._on_end = on_end
         self._counter = SpeculationCounter(drafter) if drafter is not None else None
         self._text: list[str] = []
@@ -110,6 +112,8 @@ class TextStream:
                     self._prefill_s = elapsed
                 else:
                     self._decode_s += elapsed
+                    if finished.num_draft_tokens == 0:
+                        self._on_plain_round(elapsed)
                 known = (*self._request.prompt_ids, *self._token_ids)
                 yield from self._keep(pieces)
                 if finished.finish_reason is not None:

@@ -1,0 +1,164 @@
+"""The program as a process: start-up time, exit codes, signals, pipes and a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from tests.support.tiny import tiny_folder
+
+COMMAND = (sys.executable, "-m", "draftsmith")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its context is long enough that a reply takes seconds, and its texts never end by themselves."""
+    return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny", max_context=20_000))
+
+
+def run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_answers_at_once() -> None:
+    """The best of a few: a busy machine must not fail the test, a heavy import must."""
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        done = run("--help")
+        seconds.append(time.perf_counter() - began)
+    assert done.returncode == 0
+    assert "generate" in done.stdout
+    assert min(seconds) < 0.3
+
+
+def test_version() -> None:
+    assert re.match(r"draftsmith\b", run("--version").stdout)
+
+
+def test_the_text_and_only_the_text_is_on_standard_output(model: str) -> None:
+    options = ("--target", model, "--raw", "--seed", "1", "--max-new-tokens", "20")
+    first = run("generate", "abc", *options)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.endswith("\n")
+    assert len(first.stdout) == 21
+    assert run("generate", "-", *options, "--draft", "none", stdin="abc").stdout == first.stdout
+
+
+def test_a_failure_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
+    done = run("generate", "hi", "--target", str(tmp_path / "none.gguf"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"draftsmith: [^\n]+\n", done.stderr)
+
+
+def test_wrong_usage_is_one_sentence_and_exit_code_2() -> None:
+    done = run("generate", "hi", "--top-k", "-3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "draftsmith: top_k is -3; it must be 0 (off) or more\n"
+
+
+def test_ctrl_c_ends_with_130(model: str) -> None:
+    args = ("generate", "abc", "--target", model, "--raw", "--max-new-tokens", "19000", "--draft", "none")
+    with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        assert first
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (first + out).endswith(b"\n")
+    assert err == b""
+
+
+def test_a_reader_that_leaves_gets_no_traceback(model: str) -> None:
+    args = ("generate", "abc", "--target", model, "--raw", "--max-new-tokens", "19000", "--draft", "none")
+    with subprocess.Popen([*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 1
+
+
+def test_chat_in_a_pipe_answers_line_by_line(model: str) -> None:
+    options = ("--target", model, "--greedy", "--max-new-tokens", "20")
+    done = run("chat", *options, stdin="abc\ndef\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert done.stdout.startswith(run("generate", "abc", *options).stdout)
+    failed = run("chat", *options, stdin="/nope\n")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("draftsmith: /nope is not a command")
+
+
+class Pty:
+    """A program at a terminal: type, and wait for what it shows."""
+
+    def __init__(self, *args: str) -> None:
+        self.shown = ""
+        self._pid, self._descriptor = pty.fork()
+        if self._pid == 0:
+            os.environ["TERM"] = "xterm-256color"
+            os.environ.pop("NO_COLOR", None)
+            os.execv(COMMAND[0], [*COMMAND, *args])  # noqa: S606  # the child of a pty is started like this
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 30) -> str:
+        """What was shown until ``text`` appeared, cut off what is returned next time."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            readable, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, f"{text!r} did not appear in {self.shown!r}"
+            try:
+                self.shown += os.read(self._descriptor, 4096).decode(errors="replace")
+            except OSError:
+                pytest.fail(f"the program ended before {text!r} appeared in {self.shown!r}")
+        before, self.shown = self.shown.split(text, 1)
+        return before
+
+    def exit_code(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+@pytest.fixture
+def chat(model: str) -> Iterator[Pty]:
+    terminal = Pty("chat", "--target", model, "--max-new-tokens", "15000", "--greedy", "--draft", model)
+    yield terminal
+    terminal.close()
+
+
+def test_chat_at_a_terminal(chat: Pty) -> None:
+    """Ctrl-C stops a reply and the conversation goes on; the status line is there; Ctrl-D leaves with 0."""
+    chat.wait_for("/help lists commands")
+    chat.wait_for("> ")
+    chat.type("/draft none\n")
+    chat.wait_for("drafter: none")
+    chat.wait_for("> ")
+    chat.type("abc\n")
+    chat.wait_for("\n")
+    time.sleep(0.5)
+    chat.type("\x03")
+    status = chat.wait_for(" · stopped")
+    assert re.search(r"\d+ tokens · \d+ tokens/s · no drafter", status)
+    chat.wait_for("> ")
+    chat.type("/system be brief\n")
+    chat.wait_for("system prompt: be brief")
+    chat.type("\x04")
+    assert chat.exit_code() == 0
