@@ -49,7 +49,7 @@ template <class S> inline void block_softmax(const AttentionJob& job, int r, flo
         lanes[i] = S::keep_lanes(S::load(scores + 16 * i), job.first[r] - 16 * i, job.last[r] - 16 * i, minus_infinity);
         largest = S::max(largest, lanes[i]);
     }
-    const float maximum = tree_max<S>(largest);
+    const float maximum = S::tree_max(largest);
     auto sum = S::splat(0.0f);
     for (int i = 0; i < kLaneGroups; ++i) {
         const auto weight = exp<S>(S::sub(lanes[i], S::splat(maximum)));
@@ -57,7 +57,7 @@ template <class S> inline void block_softmax(const AttentionJob& job, int r, flo
         sum = S::add(sum, weight);
     }
     job.partial_max[r] = maximum;
-    job.partial_sum[r] = tree_sum<S>(sum);
+    job.partial_sum[r] = S::tree_sum(sum);
 }
 
 // out[r][d] = sum over the row's positions of weight * value, a chain over positions for each d.

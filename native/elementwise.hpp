@@ -8,21 +8,6 @@
 namespace draftsmith {
 namespace {
 
-// Sixteen partial results become one, always in the same tree.
-template <class S> inline float tree_sum(typename S::F a) {
-    float lane[16];
-    S::store(lane, a);
-    for (int width = 8; width > 0; width /= 2) for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-    return lane[0];
-}
-
-template <class S> inline float tree_max(typename S::F a) {
-    float lane[16];
-    S::store(lane, a);
-    for (int width = 8; width > 0; width /= 2) for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-    return lane[0];
-}
-
 // e^x with a relative error below 2e-7: x = n ln 2 + r, |r| <= ln(2)/2, a polynomial of degree 6 in r (Taylor terms,
 // the last rounded for the interval). Below -60 the result is 0: then no product with a half-precision value can underflow
 // to a negative zero, and adding a masked position changes no bit. Above 88.3 it stays finite.
@@ -49,7 +34,7 @@ template <class S> void rms_norm(const float* x, const float* weight, float* y, 
         const auto v = S::load(x + i);
         squares = S::fma(v, v, squares);
     }
-    const float scale = 1.0f / std::sqrt(tree_sum<S>(squares) / static_cast<float>(n) + eps);
+    const float scale = 1.0f / std::sqrt(S::tree_sum(squares) / static_cast<float>(n) + eps);
     for (size_t i = 0; i < n; i += 16) S::store(y + i, S::mul(S::mul(S::load(x + i), S::splat(scale)), S::load(weight + i)));
 }
 
@@ -57,7 +42,7 @@ template <class S> void rms_norm(const float* x, const float* weight, float* y, 
 template <class S> void quantise(const float* x, size_t n, const QuantRows& out, size_t row, size_t first_col) {
     for (size_t i = 0; i < n; i += kGroup) {
         const auto a = S::load(x + i), b = S::load(x + i + 16);
-        const float largest = tree_max<S>(S::max(S::abs(a), S::abs(b)));
+        const float largest = S::tree_max(S::max(S::abs(a), S::abs(b)));
         const bool zeros = !(largest > 1e-30f);
         const auto inverse = S::splat(zeros ? 0.0f : 127.0f / largest);
         const auto low = S::to_int(S::mul(a, inverse)), high = S::to_int(S::mul(b, inverse));

@@ -60,6 +60,18 @@ struct Avx2 {
         };
         return {_mm256_blendv_ps(other.a, x.a, inside(lane_a)), _mm256_blendv_ps(other.b, x.b, inside(lane_b))};
     }
+    static float tree_sum8(__m256 a) {
+        __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    }
+    static float tree_max8(__m256 a) {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+    static float tree_sum(F x) { return tree_sum8(_mm256_add_ps(x.a, x.b)); }
+    static float tree_max(F x) { return tree_max8(_mm256_max_ps(x.a, x.b)); }
     static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 
     static I zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }

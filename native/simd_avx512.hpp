@@ -46,6 +46,18 @@ struct Avx512 {
         const uint32_t below_first = first >= 16 ? 0xffffu : (first <= 0 ? 0u : (1u << first) - 1);
         return _mm512_mask_blend_ps(static_cast<__mmask16>(below_last & ~below_first), other, a);
     }
+    static float tree_sum8(__m256 a) {
+        __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    }
+    static float tree_max8(__m256 a) {
+        __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+        return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+    }
+    static float tree_sum(F a) { return tree_sum8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
+    static float tree_max(F a) { return tree_max8(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
     static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 
     static I zero() { return _mm512_setzero_si512(); }

@@ -50,6 +50,13 @@ struct Portable {
     static F keep_lanes(F a, int first, int last, F other) {
         return map([&](int i) { return i >= first && i < last ? a.v[i] : other.v[i]; });
     }
+    // Sixteen lanes to one, in one tree: lane i takes in lane i + 8, then + 4, + 2, + 1.
+    template <class Op> static float tree(F a, Op op) {
+        for (int width = 8; width > 0; width /= 2) for (int i = 0; i < width; ++i) a.v[i] = op(a.v[i], a.v[i + width]);
+        return a.v[0];
+    }
+    static float tree_sum(F a) { return tree(a, [](float x, float y) { return x + y; }); }
+    static float tree_max(F a) { return tree(a, [](float x, float y) { return x > y ? x : y; }); }
     static F to_float(I a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
 
     static I zero() { return I{}; }
