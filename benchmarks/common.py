@@ -13,7 +13,8 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,14 @@ def add_record_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", metavar="NAME", help="also write docs/results/DATE-NAME.md")
 
 
-def report(title: str, tables: Sequence[str], result: Mapping[str, Any], record: str | None) -> None:
-    """Print ``tables`` and then ``result`` with provenance as one JSON line; write the page if ``record`` names it."""
-    provenance = asdict(collect())
+def report(
+    title: str, tables: Sequence[str], result: Mapping[str, Any], record: str | None, *, files: Sequence[Path] = ()
+) -> None:
+    """Print ``tables`` and then ``result`` with provenance as one JSON line; write the page if ``record`` names it.
+
+    ``files`` are the inputs whose hashes belong to the provenance.
+    """
+    provenance = {**collect(files).as_dict(), "packages": _packages()}
     line = json.dumps({**result, "provenance": provenance}, ensure_ascii=False)
     if record is not None:
         date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
@@ -88,6 +94,12 @@ def report(title: str, tables: Sequence[str], result: Mapping[str, Any], record:
         print(f"written: {path.relative_to(ROOT)}\n", file=sys.stderr)
     print("\n\n".join(tables), end="\n\n")
     print(line)
+
+
+def _packages() -> dict[str, str]:
+    """Versions of what took part, of our own dependencies and of peers."""
+    names = {"numpy": "numpy", "torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
+    return {package: metadata.version(package) for module, package in names.items() if module in sys.modules}
 
 
 def _page(

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,22 +64,40 @@ def native_scores(model: NativeModel, windows: Sequence[Sequence[int]]) -> Itera
         yield total
 
 
+def reference_model(path: Path) -> Any:
+    """The file as `transformers` reads it: its own config, names and dequantised weights, in float32.
+
+    Its reader is called directly because ``from_pretrained`` wants another package for GGUF files.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, modeling_gguf_pytorch_utils
+
+    library: Any = modeling_gguf_pytorch_utils  # not typed, and not quite public
+    factory: Any = AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    model = factory.from_config(config, dtype=torch.float32)
+    weights = library.load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if config.tie_word_embeddings:
+        missing = [name for name in missing if name != "lm_head.weight"]
+    if missing or unexpected:
+        raise SystemExit(f"transformers reads {path.name} without {missing} and with {unexpected}; is it supported?")
+    model.tie_weights()
+    return model.eval()
+
+
 def reference_scores(path: Path, windows: Sequence[Sequence[int]], threads: int) -> Iterator[float]:
     """The same from `transformers` in fp32."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-    model.requires_grad_(False)
+    model = reference_model(path)
     for window in windows:
         with torch.inference_mode():
             logits = model(torch.tensor([window[:-1]])).logits[0].numpy()
-        chunks = range(0, len(window) - 1, CHUNK)
-        yield sum(
-            float(log_probabilities(logits[i : i + CHUNK], window[i + 1 : i + 1 + len(logits[i : i + CHUNK])]).sum())
-            for i in chunks
-        )
+        starts = range(0, len(logits), CHUNK)
+        chunks = [(logits[start : start + CHUNK], window[start + 1 : start + 1 + CHUNK]) for start in starts]
+        yield sum(float(log_probabilities(rows, token_ids).sum()) for rows, token_ids in chunks)
 
 
 def run(name: str, scores: Iterator[float], windows: Sequence[Sequence[int]]) -> tuple[float, float]:
@@ -121,7 +140,7 @@ def main() -> int:
     result = {"model": options.model.name, "text": text, "tokens": len(ids), "window": options.window}
     result |= {"draftsmith": ours, "transformers_fp32": theirs, "difference_percent": percent}
     shown = [caption, table(["engine", "perplexity", "seconds"], rows)]
-    report(f"Perplexity: {options.model.name}", shown, result, options.record)
+    report(f"Perplexity: {options.model.name}", shown, result, options.record, files=[options.model])
     return int(abs(percent) > options.limit_percent)
 
 
