@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,13 +67,10 @@ CHAT = [
 
 def rendered_by_transformers(tokenizer: Tokenizer, template: str, messages: list[Message], generate: bool) -> str:
     chat = [[{"role": message.role, "content": message.content} for message in messages]]
-    special = {
-        "bos_token": tokenizer.text_of(tokenizer.bos_id or 0),
-        "eos_token": tokenizer.text_of(tokenizer.eos_ids[0]),
-    }
-    texts, _ = render_jinja_template(
-        conversations=chat, chat_template=template, add_generation_prompt=generate, **special
-    )
+    special: dict[str, Any] = {"bos_token": tokenizer.bos_id or 0, "eos_token": tokenizer.eos_ids[0]}
+    special = {name: tokenizer.text_of(token_id) for name, token_id in special.items()}
+    result: Any = render_jinja_template(chat, chat_template=template, add_generation_prompt=generate, **special)
+    texts = result[0]
     return str(texts[0])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from draftsmith.errors import TokenizerError
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["bpe_model", "encoder_of", "library_errors", "merges_from_scores", "split_merges", "unigram_model"]
 
 Merge = tuple[str, str]
+
+# A pre-tokenizer that cuts strings such as <0x0A> after their first character, so that no text is read as a byte token.
+NO_BYTE_NAMES: Mapping[str, object] = MappingProxyType(
+    {
+        "type": "Split",
+        "pattern": {"Regex": "<(?=0x[0-9A-F]{2}>)"},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+)
 
 
 @contextmanager
@@ -119,14 +130,13 @@ def unigram_model(vocabulary: Vocabulary, scores: Sequence[float], unk_id: int |
     from tokenizers import models
 
     has_bytes = TokenType.BYTE in vocabulary.types.values()
-    floor = 8 * min(scores, default=0.0) - 100.0
     rows: list[tuple[str, float]] = []
     for token_id, piece in enumerate(vocabulary.pieces):
         kind = vocabulary.type_of(token_id)
         if kind is TokenType.NORMAL and piece:
             rows.append((piece, scores[token_id]))
         elif kind is TokenType.BYTE:
-            rows.append((piece, floor))  # found by name when falling back, too dear to be read from text
+            rows.append((piece, 0.0))  # found by name when falling back; NO_BYTE_NAMES keeps text from being it
         else:
             rows.append((f" {token_id}", 0.0))
     with library_errors("the unigram vocabulary"):
@@ -138,12 +148,14 @@ def encoder_of(model: models.BPE | models.Unigram, settings: Mapping[str, object
     import json
 
     from tokenizers import Tokenizer as Encoder
+    from tokenizers import models
 
+    steps = [settings.get("pre_tokenizer"), dict(NO_BYTE_NAMES) if isinstance(model, models.Unigram) else None]
     shell = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": settings.get("normalizer"),
-        "pre_tokenizer": settings.get("pre_tokenizer"),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [step for step in steps if step]},
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
     with library_errors("the normalizer or pre-tokenizer"):

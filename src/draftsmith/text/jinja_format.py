@@ -132,13 +132,19 @@ class JinjaFormat:
 
 
 class _Edges:
-    """The special strings, and all ways in which a text can begin with the end of one or end with its beginning."""
+    """The special strings, and all ways in which a text can begin with the end of one, end with its beginning, or be a
+    part of it."""
 
     def __init__(self, specials: Iterable[str]) -> None:
         ordered = sorted(specials, key=len, reverse=True)
         self.whole = re.compile("|".join(map(re.escape, ordered))) if ordered else None
         self.tails = tuple({text[cut:] for text in ordered for cut in range(1, len(text))})
         self.heads = tuple({text[:cut] for text in ordered for cut in range(1, len(text))})
+        self._lines = "\n".join(ordered)
+
+    def within(self, text: str) -> bool:
+        """Whether ``text`` is a part of a special string."""
+        return bool(text) and "\n" not in text and text in self._lines
 
 
 class _Guard:
@@ -167,7 +173,7 @@ class _Guard:
         return text
 
     def _hide_edges(self, text: str) -> str:
-        if text.startswith(self._edges.tails):
+        if text.startswith(self._edges.tails) or self._edges.within(text):
             text = self._stand_in(text[0]) + text[1:]
         if text.endswith(self._edges.heads):
             text = text[:-1] + self._stand_in(text[-1])

@@ -154,7 +154,7 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, dtype: type[np.g
     """The numbers under ``key``, one for each token."""
     try:
         values = np.asarray(metadata.get(key, ()), dtype=dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TokenizerError(f"{key} holds something else than numbers; get the GGUF file again") from error
     if values.shape != (count,):
         raise TokenizerError(f"{key} has {values.size} entries; expected one for each of the {count} tokens")

@@ -117,6 +117,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """No stand-in for str.format: it can make a text of any length, so is_safe_attribute refuses it."""
+
     def call_binop(self, context: jinja2.runtime.Context, op: str, left: Any, right: Any) -> Any:
         _budget(context).step()
         if op == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
