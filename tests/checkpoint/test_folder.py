@@ -15,7 +15,7 @@ import transformers
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.checkpoint.folder_config import folder_config
 from draftsmith.checkpoint.json_file import JsonObject
-from draftsmith.errors import CheckpointError, UnsupportedModel
+from draftsmith.errors import CheckpointError, TokenizerError, UnsupportedModel
 from draftsmith.quant import BlockType
 from tests.support.tiny_models import random_tensors, save_safetensors, small_config, write_folder
 
@@ -229,3 +229,18 @@ def test_identity_covers_config_and_shards(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "a").fingerprint != fingerprint
     assert len(first.sha256()) == 64
     assert {tensor.block_type for tensor in first.tensors.values()} == {BlockType.F32}
+
+
+def test_brings_its_tokenizer(tmp_path: Path) -> None:
+    vocabulary = {"<|end|>": 0, **{letter: index for index, letter in enumerate("abcdefgh", start=1)}, "ab": 9}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]}
+    added = [{"id": 0, "content": "<|end|>", "special": True}]
+    folder = write_folder(tmp_path)
+    with open_checkpoint(folder) as checkpoint, pytest.raises(TokenizerError):
+        checkpoint.tokenizer()
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    stages = {"pre_tokenizer": byte_level, "decoder": byte_level}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    described = {"version": "1.0", "model": model, **stages, "added_tokens": [{**added[0], **flags}]}
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    assert open_checkpoint(folder).tokenizer().encode("abba") == [9, 2, 1]

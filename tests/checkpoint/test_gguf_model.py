@@ -15,7 +15,7 @@ import pytest
 from draftsmith.checkpoint import ModelConfig, RopeConfig, open_checkpoint, rope_frequencies
 from draftsmith.checkpoint.gguf_reader import read_gguf
 from draftsmith.checkpoint.gguf_writer import write_gguf, write_gguf_model
-from draftsmith.errors import CheckpointError, UnsupportedModel
+from draftsmith.errors import CheckpointError, TokenizerError, UnsupportedModel
 from draftsmith.quant import BlockType
 from tests.support.tiny_models import random_tensors, small_config, write_llama_gguf
 
@@ -185,6 +185,9 @@ def test_identity(tmp_path: Path) -> None:
     fingerprint, sha256, content = checkpoint.fingerprint, checkpoint.sha256(), path.read_bytes()
     assert sha256 == hashlib.sha256(content).hexdigest()
     path.unlink()
+    assert checkpoint.fingerprint == fingerprint
+    with pytest.raises(CheckpointError, match=r"m.gguf cannot be read any more: No such file"):
+        checkpoint.sha256()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     again = open_checkpoint(path)
     assert again.fingerprint != fingerprint
@@ -212,3 +215,22 @@ def test_writer_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="for some layers only"):
         write_gguf_model(tmp_path / "m.gguf", config, random_tensors(config))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_brings_its_tokenizer(tmp_path: Path) -> None:
+    tokens = ["<|end|>", *"abcdefgh", "ab"]
+    tokenizer = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] + [1] * 9,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    config = small_config()
+    write_gguf_model(tmp_path / "m.gguf", config, random_tensors(config), tokenizer)
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        assert checkpoint.tokenizer().encode("abba") == [9, 2, 1]
+        assert checkpoint.tokenizer().eos_ids == (0,)
+    with open_checkpoint(write_llama_gguf(tmp_path / "n.gguf")) as checkpoint, pytest.raises(TokenizerError):
+        checkpoint.tokenizer()

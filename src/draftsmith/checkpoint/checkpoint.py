@@ -34,7 +34,8 @@ class Checkpoint:
 
     ``tensors`` are in the order in which a forward pass uses them, under the names of ``layout.expected_tensors``:
     exactly those, all with the shapes that the config asks for. ``metadata`` is a GGUF file's, empty for folders.
-    ``files`` are those that hold the weights. ``header_sha256`` identifies what the config was read from.
+    ``files`` are those that hold the weights. ``fingerprint`` is a cheap identity (hex) of what was opened: of the
+    files' real paths, sizes and times, and of all that the config was read from. It changes when a file does.
     """
 
     path: Path
@@ -42,18 +43,8 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
-    header_sha256: str
+    fingerprint: str
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def fingerprint(self) -> str:
-        """A cheap identity (hex): the files' real paths, sizes and times, and the header. Changes when a file does."""
-        digest = hashlib.sha256(self.header_sha256.encode())
-        for file in self.files:
-            real = file.resolve()
-            stat = real.stat()
-            digest.update(f"\n{real}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
-        return digest.hexdigest()
 
     @property
     def num_bytes(self) -> int:
@@ -61,8 +52,14 @@ class Checkpoint:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     def sha256(self) -> str:
-        """Hash (hex) of the weights file in full; of the list of all names and hashes when there are several."""
-        hashes = [file_sha256(file) for file in self.files]
+        """Hash (hex) of the weights file in full; of the list of all names and hashes when there are several.
+
+        Reads the files again. Raises CheckpointError when one is gone.
+        """
+        try:
+            hashes = [file_sha256(file) for file in self.files]
+        except OSError as error:
+            raise CheckpointError(f"{error.filename} cannot be read any more: {error.strerror}") from None
         if len(hashes) == 1:
             return hashes[0]
         lines = "".join(f"{sha}  {file.name}\n" for sha, file in zip(hashes, self.files, strict=True))
@@ -112,7 +109,7 @@ def _open_folder(path: Path) -> Checkpoint:
         config=config,
         tensors=MappingProxyType(check_tensors(config, tensors, path)),
         files=weights.files,
-        header_sha256=hashlib.sha256(header.encode()).hexdigest(),
+        fingerprint=_fingerprint(weights.files, header),
     )
 
 
@@ -125,6 +122,15 @@ def _open_gguf(path: Path) -> Checkpoint:
         config=config,
         tensors=MappingProxyType(check_tensors(config, gguf_tensors(file, config), path)),
         files=(path,),
-        header_sha256=file.header_sha256,
+        fingerprint=_fingerprint((path,), file.header_sha256),
         metadata=file.metadata,
     )
+
+
+def _fingerprint(files: tuple[Path, ...], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
+    for file in files:
+        real = file.resolve()
+        stat = real.stat()
+        digest.update(f"\n{real}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()

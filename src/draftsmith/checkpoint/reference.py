@@ -7,17 +7,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from draftsmith.checkpoint.aliases import ALIASES, Alias
+from draftsmith.checkpoint.cache_dir import cache_dir
 from draftsmith.checkpoint.progress import Progress, no_progress
 from draftsmith.errors import CheckpointError, HubError, UsageError
 
-__all__ = ["HubReference", "ResolvedModel", "alias_path", "cache_folder", "parse_reference", "resolve"]
+__all__ = ["HubReference", "ResolvedModel", "alias_path", "parse_reference", "resolve"]
 
 _HUB: Final = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w.][\w./-]*))?(:(?P<file>[\w.][\w ./+-]*))?",
@@ -45,16 +45,9 @@ class ResolvedModel:
     sha256: str | None = None
 
 
-def cache_folder() -> Path:
-    """DRAFTSMITH_CACHE, or draftsmith in XDG_CACHE_HOME, or in ~/.cache."""
-    if os.environ.get("DRAFTSMITH_CACHE"):
-        return Path(os.environ["DRAFTSMITH_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "draftsmith"
-
-
 def alias_path(alias: Alias) -> Path:
     """Where an alias's file is kept once it is fetched."""
-    return cache_folder() / "models" / f"{alias.name}.gguf"
+    return cache_dir() / "models" / f"{alias.name}.gguf"
 
 
 def parse_reference(reference: str) -> Path | HubReference | Alias:
