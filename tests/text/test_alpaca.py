@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_the_text_is_that_of_the_model_card() -> None:
         "### Instruction:\nBe brief.\n\n### Input:\nWhat is 2 + 2?\n\n### Response:\n4.<|im_end|>\n\n"
         "### Input:\nAnd 3 + 3?\n\n### Response:\n"
     )
+
+
+def test_the_documentation_shows_what_the_format_writes(repository: Path) -> None:
+    page = (repository / "docs" / "prompt-format.md").read_text(encoding="utf-8")
+    examples = dict(re.findall(r"<!-- example: ([^>]*) -->\n```text\n(.*?)```\n", page, re.DOTALL))
+    two_turns = [SYSTEM, USER, REPLY, Message("user", "And 3 + 3?")]
+    assert examples["two turns"] == AlpacaFormat(BYTES).encode(two_turns).text.replace("<|im_end|>", "</s>")
+    assert examples["no system"] == AlpacaFormat(BYTES).encode([USER]).text
 
 
 def test_without_a_system_message_there_is_no_instruction_block() -> None:

@@ -12,6 +12,9 @@ first used, so importing this package is cheap. The public surface::
     tok.vocab_size, .bos_id, .eos_ids, .pad_id, .unk_id, .add_bos, .chat_template, .name, .kind
     tok.token_bytes(i), .is_special(i), .id_of(text), .text_of(i), .fingerprint()
 
+    tok.encode_piece(text, after="start" | "special" | "text")   # a part of a longer text, nothing special in it
+    tok.split_special(text), tok.special_texts
+
     detokenizer = Detokenizer(tok)                 # continues a prompt; at_start=True: the ids begin the text
     detokenizer.push(token_id) -> str; detokenizer.flush() -> str
 
@@ -24,8 +27,9 @@ first used, so importing this package is cheap. The public surface::
 """
 
 from draftsmith.text.alpaca import AlpacaFormat
+from draftsmith.text.choose import choose_format
 from draftsmith.text.detokenizer import Detokenizer
-from draftsmith.text.formats import EncodedPrompt, PromptFormat, choose_format
+from draftsmith.text.formats import EncodedPrompt, PromptFormat
 from draftsmith.text.jinja_format import JinjaFormat
 from draftsmith.text.stop import StopMatcher
 from draftsmith.text.tokenizer import Tokenizer
