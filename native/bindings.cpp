@@ -214,7 +214,7 @@ std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer
     return std::make_unique<Model>(s, std::move(w), kernels_named(set), std::move(team));
 }
 
-nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list tokens, const std::vector<size_t>& num_logits) {
+nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list tokens, const std::vector<size_t>& num_logits, size_t width) {
     if (caches.size() != tokens.size() || caches.size() != num_logits.size()) throw std::invalid_argument("caches, tokens and num_logits differ in length");
     std::vector<TokenRun> runs;
     std::vector<Tokens> kept;
@@ -224,11 +224,11 @@ nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list to
         runs.push_back({nb::cast<KVCache*>(caches[i]), kept.back().data(), kept.back().size(), num_logits[i]});
         rows += num_logits[i];
     }
-    auto logits = float_array(rows, model.shape().vocab);
+    auto logits = float_array(rows, width);
     float* data = logits.data();
     {
         const nb::gil_scoped_release release;
-        model.forward(runs, data);
+        model.forward(runs, width, data);
     }
     return logits;
 }
@@ -260,7 +260,7 @@ NB_MODULE(_native, m) {
         .def("cache_bytes", [](const Model& model, size_t positions) {
             return (positions + kBlockPositions - 1) / kBlockPositions * model.cache_shape().block_bytes();
         }, "positions"_a)
-        .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a);
+        .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a, "width"_a);
     m.def("make_model", &make_model, "shape"_a, "tensors"_a, "buffer"_a, "inverse_frequencies"_a, "windows"_a, "instruction_set"_a, "team"_a,
           nb::keep_alive<0, 3>());
 }

@@ -58,7 +58,8 @@ Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kerne
 
 Model::~Model() = default;
 
-void Model::check(const std::vector<TokenRun>& runs) const {
+void Model::check(const std::vector<TokenRun>& runs, size_t width) const {
+    if (width == 0 || width > shape_.vocab) throw std::invalid_argument("logits of " + std::to_string(width) + " entries were asked for; the vocabulary has " + std::to_string(shape_.vocab));
     for (size_t i = 0; i < runs.size(); ++i) {
         const TokenRun& run = runs[i];
         if (run.count == 0) throw std::invalid_argument("a run has no tokens; give at least one");
@@ -92,9 +93,9 @@ void Model::grow_rope_tables(size_t positions) {
     }
 }
 
-void Model::forward(const std::vector<TokenRun>& runs, float* logits) {
+void Model::forward(const std::vector<TokenRun>& runs, size_t width, float* logits) {
     const std::lock_guard<std::mutex> lock(one_forward_);
-    check(runs);
+    check(runs, width);
     size_t longest = 0;
     for (const TokenRun& run : runs) {
         run.cache->reserve(run.count);
@@ -103,9 +104,9 @@ void Model::forward(const std::vector<TokenRun>& runs, float* logits) {
     grow_rope_tables(longest);
     Pass pass;
     const auto flush = [&] {
-        run_pass(pass, logits);
+        run_pass(pass, width, logits);
         for (const Segment& segment : pass.segments) segment.cache->advance(segment.count);
-        logits += pass.wanted.size() * shape_.vocab;
+        logits += pass.wanted.size() * width;
         pass = Pass{};
     };
     for (const TokenRun& run : runs) {
@@ -123,7 +124,7 @@ void Model::forward(const std::vector<TokenRun>& runs, float* logits) {
     if (!pass.rows.empty()) flush();
 }
 
-void Model::run_pass(const Pass& pass, float* logits) {
+void Model::run_pass(const Pass& pass, size_t width, float* logits) {
     const size_t m = pass.rows.size();
     team_->run([&](Worker& worker) {
         embed(worker, pass);
@@ -137,7 +138,7 @@ void Model::run_pass(const Pass& pass, float* logits) {
             norm_rows(worker, m, layer.mlp_norm, is_quantised(layer.gate) || is_quantised(layer.up));
             feed_forward(worker, m, layer);
         }
-        if (!pass.wanted.empty()) head(worker, pass, logits);
+        if (!pass.wanted.empty()) head(worker, pass, width, logits);
     });
 }
 
@@ -341,7 +342,7 @@ void Model::feed_forward(Worker& worker, size_t m, const Layer& layer) {
     });
 }
 
-void Model::head(Worker& worker, const Pass& pass, float* logits) {
+void Model::head(Worker& worker, const Pass& pass, size_t width, float* logits) {
     const size_t n = shape_.hidden, wanted = pass.wanted.size();
     const bool quantised = is_quantised(weights_.head);
     const QuantRows out = scratch_->quant(n);
@@ -351,9 +352,10 @@ void Model::head(Worker& worker, const Pass& pass, float* logits) {
             if (quantised) kernels_.quantise(scratch_->normed + i * n, n, out, i, 0);
         }
     });
-    const size_t tiles = weights_.head.tiles();
-    worker.for_chunks(tiles, 16, [&](size_t first, size_t last) {
-        multiply(weights_.head, first, last, scratch_->normed.data(), n, wanted, logits, shape_.vocab, false, Vector{});
+    Weights part = weights_.head;
+    part.rows = width;  // tiles are independent: the first ones are a matrix of their own
+    worker.for_chunks(part.tiles(), 16, [&](size_t first, size_t last) {
+        multiply(part, first, last, scratch_->normed.data(), n, wanted, logits, width, false, Vector{});
     });
 }
 

@@ -57,9 +57,9 @@ public:
     const ModelShape& shape() const { return shape_; }
     CacheShape cache_shape() const { return {shape_.layers, shape_.kv_heads, shape_.head_dim, shape_.full_precision_cache}; }
 
-    // Append every run to its cache; `logits` gets the wanted rows [sum of num_logits][vocab], run after run.
-    // Throws std::invalid_argument or std::bad_alloc with no cache changed.
-    void forward(const std::vector<TokenRun>& runs, float* logits);
+    // Append every run to its cache; `logits` gets the wanted rows [sum of num_logits][width], run after run, each of the
+    // first `width` entries of the vocabulary. Throws std::invalid_argument or std::bad_alloc with no cache changed.
+    void forward(const std::vector<TokenRun>& runs, size_t width, float* logits);
 
 private:
     struct Row { size_t segment; size_t position; int32_t token; };
@@ -67,9 +67,9 @@ private:
     struct Pass { std::vector<Segment> segments; std::vector<Row> rows; std::vector<size_t> wanted; };
     struct Scratch;
 
-    void check(const std::vector<TokenRun>& runs) const;
+    void check(const std::vector<TokenRun>& runs, size_t width) const;
     void grow_rope_tables(size_t positions);
-    void run_pass(const Pass& pass, float* logits);
+    void run_pass(const Pass& pass, size_t width, float* logits);
 
     // The parts of a step, each executed by every worker of the team.
     void embed(Worker&, const Pass&);
@@ -80,7 +80,7 @@ private:
     void attend_rows(const Pass&, const Layer&, size_t layer_index, const Segment&, size_t kv_head, size_t first, size_t count);
     void output_projection(Worker&, size_t m, const Layer&);
     void feed_forward(Worker&, size_t m, const Layer&);
-    void head(Worker&, const Pass&, float* logits);
+    void head(Worker&, const Pass&, size_t width, float* logits);
     void multiply(const Weights&, size_t first_tile, size_t last_tile, const float* x, size_t x_stride, size_t m, float* out, size_t out_stride, bool add,
                   const Vector& bias);
 

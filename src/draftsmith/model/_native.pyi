@@ -51,6 +51,7 @@ class Model:
         caches: Sequence[KVCache],
         tokens: Sequence[npt.NDArray[np.int32]],
         num_logits: Sequence[int],
+        width: int,
     ) -> npt.NDArray[np.float32]: ...
 
 def make_model(

@@ -142,12 +142,13 @@ class NativeModel:
         caches = [_native_cache(run) for run in runs]
         counts = [run.num_logits for run in runs]
         tokens = [np.asarray(run.token_ids, np.int32) for run in runs]
+        widths = [self.vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs]
         try:
-            rows = self._engine.forward(caches, tokens, counts)
+            rows = self._engine.forward(caches, tokens, counts, max(widths, default=1))
         except MemoryError as error:
             raise OutOfMemory("there is not enough memory to lengthen the KV cache; shorten the context") from error
         ends = np.cumsum(counts)
-        return [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        return [rows[end - count : end, :width] for end, count, width in zip(ends, counts, widths, strict=True)]
 
 
 def _native_cache(run: TokenRun) -> _native.KVCache:
