@@ -11,15 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftsmith.checkpoint import open_checkpoint, rope_frequencies
+from draftsmith.checkpoint.gguf_writer import write_gguf_model
 from draftsmith.errors import CheckpointError
-from tests.support.tiny_models import write_folder, write_llama_gguf
+from tests.support.tiny_models import random_tensors, small_config, write_folder
 
 NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama_gguf(tmp_path_factory.mktemp("fuzz") / "m.gguf")
+    path = tmp_path_factory.mktemp("fuzz") / "m.gguf"
+    vocabulary = {
+        "tokenizer.ggml.tokens": [f"token {index}" for index in range(40)],
+        "tokenizer.ggml.scores": [float(-index) for index in range(40)],
+        "tokenizer.ggml.token_type": [1] * 40,
+    }
+    write_gguf_model(path, small_config(), random_tensors(small_config()), vocabulary)
+    return path
 
 
 @pytest.fixture(scope="module")
