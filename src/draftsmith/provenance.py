@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -72,6 +70,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _version() -> str:
+    from importlib import metadata  # slow to import, and every start of the program imports this module
+
     try:
         return metadata.version("draftsmith")
     except metadata.PackageNotFoundError:
@@ -104,6 +104,7 @@ def _git_commit(folder: Path) -> str | None:
     """The commit of the checkout that the package runs from. An installed package lies in no checkout of its own."""
     if "site-packages" in folder.parts or not any((parent / ".git").exists() for parent in folder.parents):
         return None
+    import subprocess  # as above
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
