@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(PIP_FLAGS)
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt $(PIP_FLAGS)
 NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 CODE   := src tests benchmarks $(wildcard examples)
 
@@ -24,10 +24,10 @@ help:
 demo: $(VENV)/.done-core
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.done-dev
+test: $(VENV)/.done-core $(VENV)/.done-dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-lint: $(VENV)/.done-dev
+lint: $(VENV)/.done-core $(VENV)/.done-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
@@ -56,15 +56,18 @@ $(BIN)/python:
 
 # The build tools live in .venv, so that compiling again after an edit takes seconds (no isolated build environment).
 $(VENV)/.done-tools: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	@echo "fetching the build tools into $(VENV) (once)"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 	  > $(VENV)/build-requires.txt
-	$(PIP) -r $(VENV)/build-requires.txt
-	touch $@
+	@$(PIP) -r $(VENV)/build-requires.txt cmake ninja
+	@touch $@
 
 $(VENV)/.done-core: $(VENV)/.done-tools $(NATIVE)
-	$(PIP) --no-build-isolation -e .
-	touch $@
+	@echo "compiling the engine and installing draftsmith into $(VENV)"
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
 
-$(VENV)/.done-dev: $(VENV)/.done-core
-	$(PIP) --no-build-isolation -e '.[dev]'
-	touch $@
+$(VENV)/.done-dev: $(VENV)/.done-tools | $(VENV)/.done-core
+	@echo "fetching what tests and linters need, PyTorch among it (once)"
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
