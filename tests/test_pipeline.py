@@ -15,6 +15,7 @@ from draftsmith import pipeline
 from draftsmith.errors import UsageError
 from draftsmith.pipeline import TextGenerationPipeline
 from tests.support.fakes import fake_target
+from tests.support.tiny import tiny_folder
 
 PROMPT = "### Instruction:\nabc\n\n### Response:\n"
 GREEDY: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
@@ -29,6 +30,44 @@ def test_the_name_is_the_function_whatever_was_imported_before() -> None:
     code = "import draftsmith.pipeline\nfrom draftsmith import pipeline\nassert callable(pipeline), pipeline"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert draftsmith.pipeline is pipeline
+
+
+SNIPPET = '''
+from draftsmith import pipeline
+import torch
+
+pipe = pipeline(
+    "text-generation",
+    model="Doctor-Shotgun/TinyLlama-1.1B-32k-Instruct",
+    torch_dtype=torch.bfloat16,
+    device_map="auto"
+)
+
+prompt = """### Instruction:
+You are a helpful assistant specialized in simple technical explanations.
+
+### Input:
+Explain what speculative decoding is in simple terms.
+
+### Response:
+"""
+
+outputs = pipe(prompt, max_new_tokens=200, temperature=0.7, top_p=0.95)
+print(outputs[0]["generated_text"])
+'''
+
+
+def test_the_snippet_of_the_model_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word but for its import line; a tiny checkpoint lies where the hub's name leads as a path."""
+    pytest.importorskip("torch")
+    tiny_folder(tmp_path / "Doctor-Shotgun" / "TinyLlama-1.1B-32k-Instruct", chat_template=None)
+    monkeypatch.chdir(tmp_path)
+    exec(SNIPPET, {})  # noqa: S102  # what is tested is that this very text runs
+    shown = capsys.readouterr().out
+    assert shown.startswith("### Instruction:\nYou are a helpful assistant")
+    assert len(shown.partition("### Response:\n")[2]) == 201  # a letter a token, and the newline of print
 
 
 def test_a_prompt_gives_prompt_and_reply(pipe: TextGenerationPipeline) -> None:

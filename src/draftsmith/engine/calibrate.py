@@ -14,8 +14,8 @@ from draftsmith.types import Draft, Verdict
 __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
 
 _SIZES = (1, 4, 16)
-_REPEATS = 3
-_BUDGET_S = 0.1  # once this is used up, no size is measured a second time
+_REPEATS = 4
+_BUDGET_S = 0.3  # once this is used up, no size is measured a third time
 _CONTEXT = 32  # tokens in the cache while measuring
 
 
@@ -74,7 +74,7 @@ def _measure(model: Model, sizes: Sequence[int]) -> dict[int, float]:
     deadline = time.perf_counter() + _BUDGET_S
     for repeat in range(_REPEATS):
         for size in sizes:
-            if repeat and time.perf_counter() > deadline:
+            if repeat > 1 and time.perf_counter() > deadline:
                 break
             cache.truncate(context)
             began = time.perf_counter()
