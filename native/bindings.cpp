@@ -253,13 +253,16 @@ NB_MODULE(_native, m) {
         .def_prop_ro("length", &KVCache::length)
         .def_prop_ro("capacity", &KVCache::capacity)
         .def_prop_ro("allocated_bytes", &KVCache::allocated_bytes)
-        .def("truncate", &KVCache::truncate, "length"_a);
+        .def("truncate", &KVCache::truncate, "length"_a)
+        .def("fork", &KVCache::fork, "length"_a)
+        .def("growth", &KVCache::growth, "count"_a);
 
     nb::class_<Model>(m, "Model", "A decoder stack over packed weights.")
-        .def("new_cache", [](const Model& model, size_t capacity) { return std::make_unique<KVCache>(model.cache_shape(), capacity); }, "capacity"_a)
+        .def("new_cache", [](const Model& model, size_t capacity) { return std::make_unique<KVCache>(model.cache_blocks(), capacity); }, "capacity"_a)
         .def("cache_bytes", [](const Model& model, size_t positions) {
-            return (positions + kBlockPositions - 1) / kBlockPositions * model.cache_shape().block_bytes();
+            return (positions + kBlockPositions - 1) / kBlockPositions * model.cache_blocks()->shape().block_bytes();
         }, "positions"_a)
+        .def_prop_ro("cache_bytes_in_use", [](const Model& model) { return model.cache_blocks()->bytes(); })
         .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a, "width"_a);
     m.def("make_model", &make_model, "shape"_a, "tensors"_a, "buffer"_a, "inverse_frequencies"_a, "windows"_a, "instruction_set"_a, "team"_a,
           nb::keep_alive<0, 3>());

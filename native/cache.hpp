@@ -1,9 +1,12 @@
-// Keys and values of one sequence, in blocks of 64 positions that are allocated as the sequence grows.
+// Keys and values of one sequence, in blocks of 64 positions that are allocated as the sequence grows. Sequences that begin
+// alike may share blocks: one that is to be written while others hold it is copied first.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -23,9 +26,33 @@ struct CacheShape {
     size_t block_bytes() const { return layers * kv_heads * 2 * head_bytes(); }
 };
 
+// Makes the blocks of one model's caches and counts the bytes of those that are alive.
+class BlockPool : public std::enable_shared_from_this<BlockPool> {
+public:
+    explicit BlockPool(const CacheShape& shape) : shape_(shape) {}
+
+    const CacheShape& shape() const { return shape_; }
+    size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+
+    // A new block, not initialised; throws std::bad_alloc. It keeps the pool alive.
+    std::shared_ptr<uint8_t> make() {
+        void* memory = std::aligned_alloc(64, (shape_.block_bytes() + 63) / 64 * 64);
+        if (!memory) throw std::bad_alloc();
+        bytes_.fetch_add(shape_.block_bytes(), std::memory_order_relaxed);
+        return {static_cast<uint8_t*>(memory), [pool = shared_from_this()](uint8_t* p) {
+                    std::free(p);
+                    pool->bytes_.fetch_sub(pool->shape_.block_bytes(), std::memory_order_relaxed);
+                }};
+    }
+
+private:
+    const CacheShape shape_;
+    std::atomic<size_t> bytes_{0};
+};
+
 class KVCache {
 public:
-    KVCache(const CacheShape& shape, size_t capacity) : shape_(shape), capacity_(capacity) {}
+    KVCache(std::shared_ptr<BlockPool> pool, size_t capacity) : pool_(std::move(pool)), shape_(pool_->shape()), capacity_(capacity) {}
     KVCache(const KVCache&) = delete;
     KVCache& operator=(const KVCache&) = delete;
 
@@ -38,14 +65,31 @@ public:
         if (length > length_) throw std::invalid_argument("cannot truncate a cache of " + std::to_string(length_) + " tokens to " + std::to_string(length));
         length_ = length;
     }
-    // Make room for `count` more positions; throws std::bad_alloc with nothing changed but memory.
+    // Another cache that holds the first `length` positions; it shares their memory until either of the two writes there.
+    std::unique_ptr<KVCache> fork(size_t length) const {
+        if (length > length_) throw std::invalid_argument("cannot fork " + std::to_string(length) + " tokens of a cache of " + std::to_string(length_));
+        auto other = std::make_unique<KVCache>(pool_, capacity_);
+        other->blocks_.assign(blocks_.begin(), blocks_.begin() + static_cast<std::ptrdiff_t>(blocks_for(length)));
+        other->length_ = length;
+        return other;
+    }
+    // Bytes that `reserve(count)` would take: new blocks, and copies of shared ones.
+    size_t growth(size_t count) const {
+        const size_t needed = blocks_for(length_ + count);
+        size_t made = needed > blocks_.size() ? needed - blocks_.size() : 0;
+        for (size_t i = length_ / kBlockPositions; i < needed && i < blocks_.size(); ++i) made += blocks_[i].use_count() > 1;
+        return made * shape_.block_bytes();
+    }
+    // Make room for `count` more positions that nobody else sees; throws std::bad_alloc with nothing changed but memory.
     void reserve(size_t count) {
-        const size_t needed = (length_ + count + kBlockPositions - 1) / kBlockPositions;
-        while (blocks_.size() < needed) {
-            void* memory = std::aligned_alloc(64, (shape_.block_bytes() + 63) / 64 * 64);
-            if (!memory) throw std::bad_alloc();
-            blocks_.emplace_back(static_cast<uint8_t*>(memory));
+        const size_t needed = blocks_for(length_ + count);
+        for (size_t i = length_ / kBlockPositions; i < needed && i < blocks_.size(); ++i) {
+            if (blocks_[i].use_count() == 1) continue;
+            std::shared_ptr<uint8_t> own = pool_->make();
+            if (i * kBlockPositions < length_) std::memcpy(own.get(), blocks_[i].get(), shape_.block_bytes());
+            blocks_[i] = std::move(own);
         }
+        while (blocks_.size() < needed) blocks_.push_back(pool_->make());
     }
     void advance(size_t count) { length_ += count; }
 
@@ -55,10 +99,12 @@ public:
     uint8_t* values(size_t layer, size_t head, size_t block) const { return keys(layer, head, block) + shape_.head_bytes(); }
 
 private:
-    struct Free { void operator()(uint8_t* p) const { std::free(p); } };
-    CacheShape shape_;
+    static size_t blocks_for(size_t positions) { return (positions + kBlockPositions - 1) / kBlockPositions; }
+
+    std::shared_ptr<BlockPool> pool_;
+    const CacheShape shape_;
     size_t capacity_, length_ = 0;
-    std::vector<std::unique_ptr<uint8_t, Free>> blocks_;
+    std::vector<std::shared_ptr<uint8_t>> blocks_;
 };
 
 }  // namespace draftsmith

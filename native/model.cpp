@@ -47,7 +47,8 @@ struct Model::Scratch {
 };
 
 Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team)
-    : shape_(shape), weights_(std::move(weights)), kernels_(kernels), team_(std::move(team)) {
+    : shape_(shape), weights_(std::move(weights)), kernels_(kernels), team_(std::move(team)),
+      cache_blocks_(std::make_shared<BlockPool>(CacheShape{shape.layers, shape.kv_heads, shape.head_dim, shape.full_precision_cache})) {
     const size_t q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
     const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
     if (shape.head_dim % 16 || shape.head_dim > kMaxHeadDim) refuse("the head dimension is " + std::to_string(shape.head_dim) + "; the engine takes multiples of 16 up to 256");

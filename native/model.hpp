@@ -55,7 +55,7 @@ public:
     ~Model();
 
     const ModelShape& shape() const { return shape_; }
-    CacheShape cache_shape() const { return {shape_.layers, shape_.kv_heads, shape_.head_dim, shape_.full_precision_cache}; }
+    const std::shared_ptr<BlockPool>& cache_blocks() const { return cache_blocks_; }
 
     // Append every run to its cache; `logits` gets the wanted rows [sum of num_logits][width], run after run, each of the
     // first `width` entries of the vocabulary. Throws std::invalid_argument or std::bad_alloc with no cache changed.
@@ -88,6 +88,7 @@ private:
     ModelWeights weights_;
     const Kernels& kernels_;
     std::shared_ptr<ThreadTeam> team_;
+    std::shared_ptr<BlockPool> cache_blocks_;
     std::mutex one_forward_;
     std::unique_ptr<Scratch> scratch_;
     std::vector<float> cos_, sin_;  // [position][D / 2]

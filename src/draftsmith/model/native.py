@@ -130,6 +130,11 @@ class NativeModel:
         """Bytes that a cache of so many tokens takes."""
         return self._engine.cache_bytes(positions)
 
+    @property
+    def cache_bytes_in_use(self) -> int:
+        """Bytes that all caches of this model take at present; what several share counts once."""
+        return self._engine.cache_bytes_in_use
+
     def new_cache(self, capacity: int | None = None) -> _native.KVCache:
         """An empty cache for one sequence; its memory is taken in blocks of 64 tokens as it fills."""
         size = self._max_context if capacity is None else capacity

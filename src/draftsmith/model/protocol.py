@@ -37,7 +37,8 @@ class KVCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """Tokens to append to one sequence. ``token_ids`` has T >= 1 ids; logits are wanted of the last ``num_logits``.
+    """Tokens to append to one sequence. ``token_ids`` has T >= 1 ids; logits are wanted of the last ``num_logits``
+    (0: of none).
 
     ``vocab_limit``: of these rows, only the first so many entries are wanted (None: all). A small draft model spends a
     third of its time on the logits of ids that hardly ever come; a drafter may do without them.
