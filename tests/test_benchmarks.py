@@ -1,0 +1,70 @@
+"""The measuring scripts compute what they say: perplexity, tables, pages without paths, a sentence for no peer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from benchmarks import common, llama_cpp_peer
+from benchmarks.perplexity import log_probabilities, python_reference
+
+SCRIPTS = ("decode", "install_size", "peers", "perplexity", "startup")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_explains_itself(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    assert module.__doc__ is not None
+    assert module.__doc__.splitlines()[0] in " ".join(capsys.readouterr().out.split())
+
+
+def test_log_probabilities_are_those_of_the_softmax() -> None:
+    logits = np.random.default_rng(7).normal(scale=30, size=(5, 11)).astype(np.float32)
+    ids = [0, 10, 3, 3, 7]
+    expected = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(5), ids]
+    np.testing.assert_allclose(log_probabilities(logits, ids), expected, rtol=1e-12)
+
+
+def test_the_default_text_is_long_enough() -> None:
+    assert len(python_reference()) > 20_000 * 8
+
+
+def test_table_lines_up() -> None:
+    assert common.table(["name", "speed"], [["plain", 1.0], ["with a draft", 12.345]]).splitlines() == [
+        "| name         | speed |",
+        "| ------------ | ----: |",
+        "| plain        |  1.00 |",
+        "| with a draft | 12.35 |",
+    ]
+
+
+def test_result_is_the_last_line_and_a_page_without_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/decode.py", "--target", "/home/me/model.gguf"])
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    common.report("A title", ["| a |"], {"value": 3}, "name")
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["value"] == 3
+    assert last["provenance"]["cpus"] >= 1
+    [page] = (tmp_path / "docs" / "results").iterdir()
+    text = page.read_text(encoding="utf-8")
+    assert "`python -m benchmarks.decode --target model.gguf`" in text
+    assert "/home/me" not in text
+
+
+def test_a_missing_peer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(llama_cpp_peer.PeerMissingError, match="install it from source for this machine"):
+        llama_cpp_peer.system_info()
