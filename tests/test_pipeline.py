@@ -128,6 +128,7 @@ def test_a_torch_dtype_is_taken_without_importing_torch() -> None:
             {"dtype": "float16", "torch_dtype": "bfloat16"},
             "dtype float16 and torch_dtype bfloat16 contradict each other",
         ),
+        ({"revision": "main"}, "revision is 'main', but only a hub id as the model has revisions"),
         ({"torch_dtype": "int8"}, "dtype is 'int8'; it must be"),
         ({"trust_remote_code": True}, "trust_remote_code is on; draftsmith never runs code that comes with a model"),
         ({"dtype": "auto", "model_kwargs": {"dtype": "float16"}}, "dtype is given twice, also in model_kwargs"),

@@ -75,9 +75,10 @@ def pipeline(
 
     from draftsmith.engine import DEFAULT_TARGET, LLM
 
-    target = DEFAULT_TARGET if model is None else model
+    if revision is not None and not isinstance(model, str):
+        raise UsageError(f"revision is {revision!r}, but only a hub id as the model has revisions; leave it out")
     llm = LLM(
-        target if revision is None else f"{target}@{revision}",
+        DEFAULT_TARGET if model is None else model if revision is None else f"{model}@{revision}",
         draft=draft,
         dtype=_dtype_name(torch_dtype if dtype is None else dtype),  # type: ignore[arg-type]  # checked by LLM
         quantize="4bit" if load_in_4bit else "8bit" if load_in_8bit else None,

@@ -46,7 +46,7 @@ def test_plain_decoding_has_no_speculation() -> None:
 
 def test_status_line() -> None:
     line = status_line(SPECULATIVE, plain_step_s=0.02)
-    assert line == "4 tokens · 100 tokens/s · lookup: 2 of 8 draft tokens accepted (25%) · ≈2.0x plain"
+    assert line == "4 tokens · 100 tokens/s · lookup: 2 of 8 accepted (25%) · ≈2.0x plain"
 
 
 def test_status_line_without_drafter_claims_no_speed_up() -> None:

@@ -78,7 +78,7 @@ def test_replies_remember_the_conversation() -> None:
 def test_a_person_is_greeted_and_told_speed_and_acceptance() -> None:
     code, out = talk("abc")
     assert code == 0
-    assert out.startswith("fake, drafter: lookup\n/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves.\n")
+    assert out.startswith("fake, drafter: lookup\n/help lists commands, Ctrl-C stops a reply.\n")
     assert "30 tokens · " in out
     assert " tokens/s · lookup: " in out
 

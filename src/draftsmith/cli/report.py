@@ -51,7 +51,7 @@ def status_line(completion: Completion, plain_step_s: float | None) -> str:
         parts.append(f"{stats.drafter}: nothing drafted")
     else:
         parts.append(
-            f"{stats.drafter}: {stats.num_accepted_tokens} of {stats.num_draft_tokens} draft tokens accepted"
+            f"{stats.drafter}: {stats.num_accepted_tokens} of {stats.num_draft_tokens} accepted"
             f" ({stats.acceptance_rate:.0%})"
         )
     if stats is not None and plain_step_s is not None and timing.decode_s > 0:

@@ -157,7 +157,7 @@ class ChatShell:
     def _greet(self) -> None:
         self._terminal.line(f"{self._llm.name}, drafter: {self._llm.drafter_name}", BOLD)
         legend = "Tinted text was guessed by the drafter. " if self._terminal.color else ""
-        self._note(f"{legend}/help lists commands, Ctrl-C stops a reply, Ctrl-D leaves.\n")
+        self._note(f"{legend}/help lists commands, Ctrl-C stops a reply.\n")
 
     def _note(self, text: str) -> None:
         self._terminal.line(text, DIM)
