@@ -6,11 +6,12 @@ from draftsmith.speculate.drafters import (
     DraftSession,
     ModelDrafter,
     PromptLookupDrafter,
+    SteppedDraftSession,
     WantsMore,
     common_prefix,
 )
 from draftsmith.speculate.loop import Round, generate, token_limit
-from draftsmith.speculate.policy import CostModel, FixedLength, LengthPolicy
+from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy
 from draftsmith.speculate.stats import SpeculationCounter
 from draftsmith.speculate.verify import verify
 from draftsmith.speculate.vocabulary import check_same_vocabulary
@@ -18,6 +19,7 @@ from draftsmith.speculate.vocabulary import check_same_vocabulary
 __all__ = [
     "AutoLength",
     "CostModel",
+    "Costs",
     "DraftSession",
     "Drafter",
     "FixedLength",
@@ -26,6 +28,7 @@ __all__ = [
     "PromptLookupDrafter",
     "Round",
     "SpeculationCounter",
+    "SteppedDraftSession",
     "WantsMore",
     "check_same_vocabulary",
     "common_prefix",

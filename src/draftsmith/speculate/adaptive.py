@@ -14,11 +14,12 @@ again, soon if it was nearly good enough and rarely if it was hopeless.
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from draftsmith.speculate.policy import CostModel
+from draftsmith.speculate.policy import Costs
 from draftsmith.types import Draft, Verdict
 
 __all__ = ["AutoLength"]
@@ -67,7 +68,7 @@ class AutoLength:
     of drafts decides which noise is used, take a new one per text if the text is to be reproducible.
     """
 
-    def __init__(self, costs: CostModel, max_length: int = 16) -> None:
+    def __init__(self, costs: Costs, max_length: int = 16) -> None:
         self._costs = costs
         self._max_length = max_length
         self._by_confidence = [_Rate(prior, memory=100) for prior in _PRIOR]
@@ -86,6 +87,13 @@ class AutoLength:
         following = self._later if upcoming is None else self._bin(upcoming)
         coming = following if drafted or upcoming is not None else self._first
         return self._pays(reach, coming.value if drafted else coming.optimistic, following.value, drafted)
+
+    def successor(self) -> AutoLength:
+        """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
+        other = copy.copy(self)
+        other._by_confidence = [copy.copy(rate) for rate in self._by_confidence]
+        other._first, other._later, other._speed = (copy.copy(r) for r in (self._first, self._later, self._speed))
+        return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted, and what the round wrote for its cost."""

@@ -28,7 +28,7 @@ from draftsmith.types import (
     VerificationRule,
 )
 
-__all__ = ["Round", "generate", "token_limit"]
+__all__ = ["Round", "as_round", "generate", "record", "target_distributions", "token_limit"]
 
 _NO_DRAFT = Draft(())
 
@@ -85,15 +85,15 @@ def generate(
         start = len(ids)
         run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
         [logits] = model.forward([run])
-        verdict = verify(draft, _targets(logits, draft, params, history), rule, noise, start)
-        finished = _as_round(verdict, ends, room=end - start, logits=logits, params=params)
+        verdict = verify(draft, target_distributions(logits, draft, params, history), rule, noise, start)
+        finished = as_round(verdict, ends, room=end - start, logits=logits, params=params)
         ids += finished.token_ids
         cache.truncate(len(ids) - 1)
         if session:
             session.commit(verdict)
             policy.learn(draft, verdict)
         if history:
-            _record(history, ids[len(request.prompt_ids) + history.reply_length :])
+            record(history, ids[len(request.prompt_ids) + history.reply_length :])
         yield finished
         if finished.finish_reason:
             return
@@ -113,7 +113,7 @@ def token_limit(request: Request, capacity: int) -> int:
     return min(request.sampling.max_new_tokens, capacity - length)
 
 
-def _targets(
+def target_distributions(
     logits: npt.NDArray[np.float32], draft: Draft, params: SamplingParams, history: TokenHistory | None
 ) -> Iterator[Distribution]:
     """The target's distribution row by row. Asking for the next row means that the draft token before it was kept."""
@@ -124,7 +124,7 @@ def _targets(
         yield process(row, params, history)
 
 
-def _as_round(
+def as_round(
     verdict: Verdict, ends: Collection[int], room: int, logits: npt.NDArray[np.float32], params: SamplingParams
 ) -> Round:
     """The verdict as far as it is part of the text, which ends with a token of ``ends`` or after ``room`` more."""
@@ -137,6 +137,7 @@ def _as_round(
     return whole.cut(room, "length") if len(tokens) >= room else whole
 
 
-def _record(history: TokenHistory, token_ids: Sequence[int]) -> None:
+def record(history: TokenHistory, token_ids: Sequence[int]) -> None:
+    """Take in tokens of the reply that ``history`` has not seen."""
     for token_id in token_ids:
         history.push(token_id)

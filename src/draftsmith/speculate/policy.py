@@ -8,7 +8,20 @@ from typing import Protocol
 
 from draftsmith.types import Draft, Verdict
 
-__all__ = ["CostModel", "FixedLength", "LengthPolicy"]
+__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy"]
+
+
+class Costs(Protocol):
+    """What a policy needs to know of costs; see ``CostModel``."""
+
+    @property
+    def draft_step(self) -> float:
+        """c: what one draft token costs."""
+        ...
+
+    def verify_cost(self, num_tokens: int) -> float:
+        """v(num_tokens), num_tokens >= 1."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.model.protocol import Model, TokenRun
+from draftsmith.model.protocol import Logits, Model, TokenRun
 from draftsmith.sampling import Noise, NoiseSource, TokenHistory, needs_history, probability_of, process
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
@@ -68,8 +68,27 @@ class ModelDraftSession:
         if self._can_read(token_ids) and len(token_ids) - 1 > len(self._held):
             self._forward(token_ids[len(self._held) : -1])
 
+    @property
+    def model(self) -> Model:
+        """What the runs of ``steps`` are for."""
+        return self._model
+
     def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
         """See ``protocol.DraftSession.draft``. Unread text and the first step are one forward."""
+        steps = self.steps(token_ids, max_tokens, wants_more)
+        logits: Logits | None = None
+        while True:
+            try:
+                run = next(steps) if logits is None else steps.send(logits)
+            except StopIteration as drafted:
+                draft: Draft = drafted.value
+                return draft
+            [logits] = self._model.forward([run])
+
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
+    ) -> Generator[TokenRun, Logits, Draft]:
+        """See ``protocol.SteppedDraftSession.steps``."""
         drawn: list[int] = []
         distributions: list[Distribution] = []
         confidences: list[float] = []
@@ -80,7 +99,9 @@ class ModelDraftSession:
         self._catch_up_history(token_ids)
         unread = token_ids[len(self._held) :]
         while len(drawn) < room and wants_more(confidences, None):
-            logits = self._forward(unread if not drawn else drawn[-1:])
+            run = TokenRun(self._cache, unread if not drawn else drawn[-1:])
+            logits = (yield run)[0, : self._vocab_size]
+            self._held += run.token_ids
             q = process(logits, self._params, self._history)
             drawn.append(self._draw(q, len(token_ids) + len(drawn), len(token_ids)))
             distributions.append(q)

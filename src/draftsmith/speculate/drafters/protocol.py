@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol, runtime_checkable
 
+from draftsmith.model.protocol import Logits, Model, TokenRun
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
-__all__ = ["DraftSession", "Drafter", "WantsMore"]
+__all__ = ["DraftSession", "Drafter", "SteppedDraftSession", "WantsMore"]
 
 WantsMore = Callable[[Sequence[float], float | None], bool]
 """``wants_more(confidences, upcoming)``: whether to draft one token more.
@@ -38,6 +39,22 @@ class DraftSession(Protocol):
 
     def restart(self, request: Request) -> None:
         """Begin another text. What its prompt has in common with the text before is kept (the turns of a chat)."""
+        ...
+
+
+@runtime_checkable
+class SteppedDraftSession(DraftSession, Protocol):
+    """A session that leaves the forwards of its model to the caller, who may run those of several texts as one."""
+
+    @property
+    def model(self) -> Model:
+        """The model that the runs are for."""
+        ...
+
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
+    ) -> Generator[TokenRun, Logits, Draft]:
+        """``draft``, step by step: every run that it yields is answered with the run's logits; it returns the draft."""
         ...
 
 
