@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
@@ -42,7 +43,7 @@ def instruction_set() -> str:
     return wanted
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _shared_team(size: int) -> _native.ThreadTeam:
     return _native.ThreadTeam(size)
 
@@ -87,7 +88,7 @@ class NativeModel:
         """
         config = checkpoint.config
         context = _checked_context(config, max_context)
-        team = thread_team(threads)
+        team, kernels = thread_team(threads), instruction_set()
         packed = load_packed(checkpoint, quantize, dtype, team, progress)
         frequencies, scaling = rope_frequencies(config.rope, config.head_dim, context)
         matrices = {entry[0] for name, entry in packed.tensors.items() if len(checkpoint.tensors[name].shape) == 2}
@@ -107,9 +108,7 @@ class NativeModel:
         }
         windows = [config.sliding_window or 0 if slides else 0 for slides in config.sliding_layers]
         try:
-            engine = _native.make_model(
-                shape, dict(packed.tensors), packed.data, frequencies, windows, instruction_set(), team
-            )
+            engine = _native.make_model(shape, dict(packed.tensors), packed.data, frequencies, windows, kernels, team)
         except ValueError as error:
             raise UnsupportedModel(f"{checkpoint.path} cannot be run by the native engine: {error}") from error
         except MemoryError as error:
@@ -143,11 +142,18 @@ class NativeModel:
         return self._engine.new_cache(size)
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
-        """Append every run to its cache; see ``protocol.Model.forward``. Raises OutOfMemory when a cache cannot grow."""
+        """Append every run to its cache; see ``protocol.Model.forward``.
+
+        Raises OutOfMemory when a cache cannot grow.
+        """
         caches = [_native_cache(run) for run in runs]
         counts = [run.num_logits for run in runs]
-        tokens = [np.asarray(run.token_ids, np.int32) for run in runs]
+        tokens = [_token_array(run) for run in runs]
         widths = [self.vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs]
+        if min(counts, default=0) < 0 or not all(1 <= width <= self.vocab_size for width in widths):
+            raise ValueError(
+                f"the rows of logits asked for are {counts} of {widths} entries; the vocabulary has {self.vocab_size}"
+            )
         try:
             rows = self._engine.forward(caches, tokens, counts, max(widths, default=1))
         except MemoryError as error:
@@ -162,12 +168,17 @@ def _native_cache(run: TokenRun) -> _native.KVCache:
     return run.cache
 
 
+def _token_array(run: TokenRun) -> npt.NDArray[np.int32]:
+    try:
+        return np.asarray(run.token_ids, np.int32)
+    except OverflowError as error:
+        raise ValueError(f"a token id is outside the vocabulary: {error}") from error
+
+
 def _checked_context(config: ModelConfig, max_context: int | None) -> int:
     if max_context is None:
         return config.max_context
     stretches = config.rope.rope_type == "dynamic"
     if max_context < 1 or (max_context > config.max_context and not stretches):
-        raise UsageError(
-            f"max_context is {max_context}; this model was made for 1 to {config.max_context} tokens"
-        )
+        raise UsageError(f"max_context is {max_context}; this model was made for 1 to {config.max_context} tokens")
     return max_context
