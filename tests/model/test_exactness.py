@@ -231,6 +231,33 @@ def test_a_prefix_is_shared_between_turns(subject: Subject) -> None:
         assert same(logits, expected[keep:])
 
 
+@pytest.mark.parametrize("keep", [0, 1, 63, 64, 65, 128, 150, 199, 200])
+def test_caches_that_begin_alike_part(subject: Subject, keep: int) -> None:
+    """A fork shares memory with its origin; each goes on with its own tokens, and neither notices the other."""
+    model, text, expected = subject.model, subject.texts[0], subject.expected[0]
+    other = [*text[:keep], *subject.texts[1][keep:230]]
+    [wanted] = model.forward([TokenRun(model.new_cache(), other, 230)])
+    origin = model.new_cache()
+    model.forward([TokenRun(origin, text[:200])])
+    twins = [origin.fork(keep) for _ in range(3)]
+    assert [twin.length for twin in twins] == [keep] * 3
+    rows = 230 - keep
+    runs = [TokenRun(twins[0], other[keep:], rows), TokenRun(origin, text[200:230], 30)]
+    first, second = model.forward(runs)
+    assert same(first, wanted[keep:])
+    assert same(second, expected[200:230])
+    [third] = model.forward([TokenRun(twins[1], text[keep:230], rows)])
+    assert same(third, expected[keep:230])
+    origin.truncate(keep)
+    del twins[0]
+    [fourth] = model.forward([TokenRun(origin, other[keep:], rows)])
+    assert same(fourth, wanted[keep:])
+    [fifth] = model.forward([TokenRun(twins[-1], text[keep:230], rows)])
+    assert same(fifth, expected[keep:230])
+    with pytest.raises(ValueError, match="fork"):
+        origin.fork(231)
+
+
 def test_checking_a_draft_costs_no_bit(subject: Subject) -> None:
     """The use that all this is for: after any prompt, 1 to 17 tokens checked at once."""
     model, text, expected = subject.model, subject.texts[2], subject.expected[2]

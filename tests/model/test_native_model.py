@@ -78,6 +78,31 @@ def test_memory_of_a_cache_is_taken_as_it_fills(tmp_path: Path) -> None:
     assert load(tmp_path, cache_dtype="float16").cache_bytes(64) == block // 2
 
 
+def test_forks_share_memory_until_one_of_them_writes(tmp_path: Path) -> None:
+    model = load(tmp_path)
+    block = model.cache_bytes(64)
+    origin = model.new_cache()
+    assert model.cache_bytes_in_use == 0
+    assert [origin.growth(count) // block for count in (0, 1, 64, 65)] == [0, 1, 1, 2]
+    model.forward([TokenRun(origin, [1] * 100)])
+    fork = origin.fork(100)
+    assert model.cache_bytes_in_use == 2 * block
+    assert fork.growth(1) == origin.growth(1) == block  # a copy of the second block
+    assert fork.growth(64) == 2 * block
+    model.forward([TokenRun(fork, [2])])
+    assert model.cache_bytes_in_use == 3 * block
+    assert fork.growth(1) == origin.growth(1) == 0
+    whole = origin.fork(64)
+    assert whole.growth(1) == block
+    assert model.cache_bytes_in_use == 3 * block
+    del origin, whole
+    gc.collect()
+    assert model.cache_bytes_in_use == 2 * block
+    del fork
+    gc.collect()
+    assert model.cache_bytes_in_use == 0
+
+
 @pytest.mark.parametrize(
     ("types", "load_options", "full"),
     [
