@@ -130,10 +130,20 @@ class Pty:
         before, self.shown = self.shown.split(text, 1)
         return before
 
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+    def exit_code(self, seconds: float = 30) -> int:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(self._pid, os.WNOHANG)
+            if ended:
+                self._pid = 0
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        pytest.fail(f"the program does not end; it shows {self.shown!r}")
 
     def close(self) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
         os.close(self._descriptor)
 
 
@@ -160,5 +170,6 @@ def test_chat_at_a_terminal(chat: Pty) -> None:
     chat.wait_for("> ")
     chat.type("/system be brief\n")
     chat.wait_for("system prompt: be brief")
+    chat.wait_for("> ")  # before that the terminal is not readline's, and would lose the key
     chat.type("\x04")
     assert chat.exit_code() == 0
