@@ -1,0 +1,114 @@
+"""What the measuring commands share: which prompts, where results go, how far the run is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draftsmith.cli.options import ModelOptions
+from draftsmith.cli.terminal import is_terminal
+from draftsmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from draftsmith.measure import PromptItem
+
+__all__ = ["MeasureOptions", "ResultOptions", "Ticker", "origin_of", "write_text"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """Which prompts, and how much of them."""
+
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="JSON lines with id, category, turns; a set of our own if not given."),
+    ] = None
+    limit: Annotated[int | None, typer.Option(metavar="N", help="At most N prompts, all categories in turn.")] = None
+    per_category: Annotated[int | None, typer.Option(metavar="N", help="At most N prompts of each category.")] = None
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The longest reply, in tokens.")] = 128
+
+    @property
+    def path(self) -> Path | None:
+        """The file of prompts, if one was given."""
+        return None if self.prompts is None else Path(self.prompts)
+
+    def items(self) -> tuple[PromptItem, ...]:
+        """The prompts that were asked for. Raises UsageError."""
+        from draftsmith.measure import read_prompts, select_prompts
+
+        return select_prompts(read_prompts(self.path), self.limit, self.per_category)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """Where the result goes."""
+
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE.json", help="Also write the result, with all details, to a file.")
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False
+
+    def check(self) -> None:
+        """Raises UsageError before any work when the result could not be written."""
+        if self.output is not None and not Path(self.output).expanduser().absolute().parent.is_dir():
+            raise UsageError(f"--output is {self.output}, but that folder does not exist; make it first")
+
+    def give(self, value: dict[str, Any], text: str, details: dict[str, Any] | None = None) -> None:
+        """Write the result to the file, if one was named, and print it for people or for programs."""
+        if self.output is not None:
+            whole = value if details is None else {**value, "details": details}
+            write_text(Path(self.output).expanduser(), json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write((json.dumps(value, ensure_ascii=False) if self.json_output else text.rstrip("\n")) + "\n")
+
+
+class Ticker:
+    """One line on standard error that tells how far a run is: rewritten on a terminal, sparse elsewhere."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._rewrite = is_terminal(sys.stderr)
+        self._width = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Show ``done`` of ``total``."""
+        if self._quiet or not self._rewrite:
+            return
+        line = f"{done}/{total} {what}"[:78]
+        sys.stderr.write("\r" + line.ljust(self._width))
+        self._width = len(line)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the terminal at the beginning of an empty line."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+
+def origin_of(model: ModelOptions, prompts: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a result about the models that were asked for."""
+    from draftsmith.measure.origin import measurement_origin
+
+    shared = {name: value for name, value in model.for_llm().items() if name not in ("target", "draft")}
+    return measurement_origin({"target": model.target, "draft": model.draft}, {**shared, **options}, prompts)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that no half of it is ever seen. Raises UsageError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None

@@ -1,0 +1,141 @@
+"""bench on models without weights: what it counts, what it compares, and the shape of what it tells."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine import LoadedModel
+from draftsmith.engine.loading import DraftChoice
+from draftsmith.errors import UsageError
+from draftsmith.measure.bench import BenchResult, run_bench
+from draftsmith.measure.bench_output import bench_details, bench_json, bench_text
+from draftsmith.measure.costs import CostCurves, measure_costs
+from draftsmith.measure.origin import measurement_origin
+from draftsmith.measure.pair import Pair, load_pair
+from draftsmith.measure.prompts import PromptItem
+from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.types import SamplingParams
+from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
+from tests.support.schemas import check_schema
+
+ITEMS = (
+    PromptItem("a", "letters", ("abc", "more abc")),
+    PromptItem("b", "letters", ("gh gh gh",)),
+    PromptItem("c", "lines", ("a\nb\nc",)),
+)
+GREEDY = SamplingParams(greedy=True, max_new_tokens=40)
+
+
+class SlowModel(FakeModel):
+    """Takes ``base`` seconds a forward and ``each`` more for every token after the first."""
+
+    def __init__(self, base: float, each: float = 0.0) -> None:
+        super().__init__()
+        self._base, self._each = base, each
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        end = time.perf_counter() + sum(self._base + self._each * (len(run.token_ids) - 1) for run in runs)
+        rows = super().forward(runs)
+        while time.perf_counter() < end:
+            pass
+        return rows
+
+
+def pair_with(draft: DraftChoice, k: int = 3, target: LoadedModel | None = None) -> Pair:
+    return load_pair(target or fake_target(), draft, num_draft_tokens=k)
+
+
+def test_a_perfect_draft_is_counted_right() -> None:
+    result = run_bench(pair_with(fake_target("draft"), k=3), ITEMS, GREEDY)
+    overall = result.overall
+    assert all(prompt.identical for prompt in result.prompts)
+    assert overall.acceptance_rate == 1
+    assert overall.mean_acceptance_length == pytest.approx(4, abs=0.3)  # texts end within a draft now and then
+    assert overall.drafted_per_pos[0] == sum(prompt.num_drafts for prompt in result.prompts)
+    first = result.prompts[0]
+    assert first.decoded == (78, 78)
+    assert sum(first.accepted_per_pos) + len(first.drafted_per_round) == 78
+    assert all(accepted <= drafted for drafted, accepted in result.timeline)
+
+
+def test_a_stranger_is_seldom_accepted() -> None:
+    result = run_bench(pair_with(fake_target("draft", seed=5)), ITEMS, GREEDY)
+    assert all(prompt.identical for prompt in result.prompts)
+    assert result.overall.acceptance_rate < 0.4
+
+
+def test_rounds_are_told_apart_by_their_forwards() -> None:
+    """What the counters of the engine say and what the recorded forwards say is the same."""
+    result = run_bench(pair_with("lookup", k=4), ITEMS, SamplingParams(temperature=1.0, seed=3, max_new_tokens=60))
+    for prompt in result.prompts:
+        assert sum(k > 0 for k in prompt.drafted_per_round) == prompt.num_drafts
+        assert sum(prompt.drafted_per_round) >= prompt.num_draft_tokens
+    assert sum(drafted > 0 for drafted, _ in result.timeline) > 0
+
+
+def test_speed_and_its_prediction() -> None:
+    """A draft that is always right and costs a tenth gains (k + 1) / (k / 10 + v(k + 1))."""
+    target, draft = LoadedModel("t", SlowModel(2e-3), byte_tokenizer()), SlowModel(2e-4)
+    pair = pair_with(LoadedModel("d", draft, byte_tokenizer()), k=4, target=target)
+    result = run_bench(pair, ITEMS[:2], SamplingParams(greedy=True, max_new_tokens=41), repeats=2)
+    expected = 5 / (0.4 + 1)
+    assert result.costs.draft_cost == pytest.approx(0.1, abs=0.06)
+    assert result.overall.predicted_speedup(result.costs) == pytest.approx(expected, rel=0.2)
+    assert result.overall.speedup == pytest.approx(expected, rel=0.3)
+    low, high = result.overall.intervals[2]
+    assert low <= result.overall.speedup <= high
+
+
+def test_costs_of_steps() -> None:
+    costs = measure_costs(SlowModel(1e-3, 1e-4), SlowModel(5e-4), [97] * 30, repeats=3)
+    assert costs.context == 30
+    assert costs.draft_cost == pytest.approx(0.5, abs=0.1)
+    assert costs.verify_cost(8) == pytest.approx(1.7, abs=0.25)
+    assert measure_costs(SlowModel(1e-4), None, [97], repeats=1).draft_cost == 0
+
+
+def test_cost_curves_are_read_between_their_points() -> None:
+    costs = CostCurves(0, 1.0, 0.25, {1: 1.0, 2: 1.5, 4: 2.5})
+    assert [costs.verify_cost(size) for size in (1, 2, 3, 4, 6)] == [1.0, 1.5, 2.0, 2.5, 3.5]
+    assert costs.round_cost(2) == 0.5 + 2.0
+
+
+def test_the_json_object_keeps_its_promise(tmp_path: Path) -> None:
+    pair = pair_with(fake_target("draft"))
+    result = run_bench(pair, ITEMS, GREEDY)
+    value = bench_json(result, pair, measurement_origin({"target": "lookup"}, {"k": 3}, None))
+    assert list(value) == [
+        "prompts", "tokens", "plain", "speculative", "speedup", "identical", "worst_prompt_speedup",
+        "acceptance_rate", "mean_acceptance_length", "by_category", "draft_cost_c", "verify_cost_v", "provenance",
+    ]  # fmt: skip
+    check_schema(value, "bench")
+    check_schema({**value, "details": bench_details(result)}, "bench")
+    assert (value["prompts"], value["tokens"]) == (3, 160)
+    assert list(value["verify_cost_v"]) == ["2", "4", "8", "16"]
+    assert list(value["by_category"]) == ["letters", "lines"]
+    text = bench_text(value)
+    assert "identical: yes" in text
+    assert "| letters | 2 |" in text
+    assert "accepted / draft tokens" in text
+
+
+def test_prompts_that_do_not_fit_are_skipped() -> None:
+    items = (*ITEMS[:1], PromptItem("long", "letters", ("a" * 600,)))
+    result: BenchResult = run_bench(pair_with("lookup"), items, GREEDY)
+    assert [prompt.id for prompt in result.prompts] == ["a"]
+    assert result.skipped == ("long",)
+    with pytest.raises(UsageError, match="no reply had a second token"):
+        run_bench(pair_with("lookup"), items[1:], GREEDY)
+
+
+def test_nothing_to_compare_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing to compare"):
+        load_pair(fake_target(), "none")
+    with pytest.raises(UsageError, match="repeat is 0"):
+        run_bench(pair_with("lookup"), ITEMS, GREEDY, repeats=0)
