@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 
 namespace draftsmith {
 namespace {
@@ -31,6 +35,12 @@ template <class T> void wait_while_equal(const std::atomic<T>& value, T old) {
 }  // namespace
 
 ThreadTeam::ThreadTeam(int size) : size_(size) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) if (CPU_ISSET(cpu, &allowed)) processors_.push_back(cpu);
+    }
+#endif
     for (int i = 1; i < size; ++i) threads_.emplace_back([this, i] { serve(i); });
 }
 
@@ -41,10 +51,31 @@ ThreadTeam::~ThreadTeam() {
     for (auto& thread : threads_) thread.join();
 }
 
+// Workers off the caller's processor, and each on one of its own when there are just enough. Left to itself, a kernel that
+// finds no processor idle lets threads that wake each other share one, and every barrier becomes a switch between them.
+void ThreadTeam::keep_apart() {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (here == caller_on_ || static_cast<int>(processors_.size()) < size_) return;
+    caller_on_ = here;
+    std::vector<int> others;
+    for (int cpu : processors_) if (cpu != here) others.push_back(cpu);
+    const bool one_each = others.size() == threads_.size();
+    for (size_t i = 0; i < threads_.size(); ++i) {
+        cpu_set_t mine;
+        CPU_ZERO(&mine);
+        if (one_each) CPU_SET(others[i], &mine);
+        else for (int cpu : others) CPU_SET(cpu, &mine);
+        pthread_setaffinity_np(threads_[i].native_handle(), sizeof mine, &mine);  // a hint: failure costs only speed
+    }
+#endif
+}
+
 void ThreadTeam::run(const std::function<void(Worker&)>& body) {
     const std::lock_guard<std::mutex> lock(one_run_);
     Worker self(*this, 0);
     if (size_ == 1) return body(self);
+    keep_apart();
     body_ = &body;
     running_.store(size_ - 1, std::memory_order_relaxed);
     run_number_.fetch_add(1, std::memory_order_release);

@@ -43,12 +43,15 @@ private:
     friend class Worker;
     void serve(int index);
     void barrier();
+    void keep_apart();
 
     const int size_;
     std::mutex one_run_;
     std::vector<std::thread> threads_;
     const std::function<void(Worker&)>* body_ = nullptr;
     std::atomic<bool> stopping_{false};
+    std::vector<int> processors_;  // those that this process may use
+    int caller_on_ = -1;           // the processor from which the last run was started
     alignas(64) std::atomic<uint32_t> run_number_{0};
     alignas(64) std::atomic<int> running_{0};
     alignas(64) std::atomic<size_t> next_{0};         // first item that nobody has taken, in the present phase
