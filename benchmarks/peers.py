@@ -57,9 +57,11 @@ def llama_cpp_runners(options: argparse.Namespace) -> dict[str, Runner]:
 def measure(
     runners: dict[str, Runner], prompts: Mapping[str, Sequence[int]], repeat: int
 ) -> dict[str, dict[str, list[Reply]]]:
-    """Replies by prompt category and runner. The first round warms up and is not kept."""
+    """Replies by prompt category and runner, after one reply of each runner that is not kept (it warms up)."""
     replies: dict[str, dict[str, list[Reply]]] = {category: {name: [] for name in runners} for category in prompts}
-    for turn in range(repeat + 1):
+    for run in runners.values():
+        run(next(iter(prompts.values())))
+    for turn in range(repeat):
         for category, prompt_ids in prompts.items():
             for name, run in runners.items():
                 reply = run(prompt_ids)
