@@ -65,9 +65,8 @@ def measure(
         for category, prompt_ids in prompts.items():
             for name, run in runners.items():
                 reply = run(prompt_ids)
-                if turn > 0:
-                    replies[category][name].append(reply)
-                print(f"  {turn}/{repeat} {category}, {name}: {reply.tokens_per_s:.1f} tokens/s", file=sys.stderr)
+                replies[category][name].append(reply)
+                print(f"  {turn + 1}/{repeat} {category}, {name}: {reply.tokens_per_s:.1f} tokens/s", file=sys.stderr)
     return replies
 
 
