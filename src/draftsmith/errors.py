@@ -10,6 +10,7 @@
       ResourceError                 the machine lacks what the work needs
         OutOfMemory                 the weights or the cache would not fit into memory
         DiskFull                    there is no room to write a file
+      QueueFull                   more requests are waiting than may wait
       HubError                      a model hub or package index could not be reached or does not have the file
 
 A message says what was got, what was expected, and what to do. It names files and values, and it holds no newline.
@@ -24,6 +25,7 @@ __all__ = [
     "HubError",
     "OutOfMemory",
     "PromptTooLong",
+    "QueueFull",
     "ResourceError",
     "TemplateError",
     "TokenizerError",
@@ -74,6 +76,10 @@ class OutOfMemory(ResourceError):
 
 class DiskFull(ResourceError):
     """A write was refused for lack of space; nothing half-written is left."""
+
+
+class QueueFull(ResourceError):
+    """A request was refused because too many others are waiting; a later try may succeed."""
 
 
 class HubError(DraftsmithError):

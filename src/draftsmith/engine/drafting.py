@@ -1,0 +1,178 @@
+"""Drafting for a whole batch: who drafts, how much, and with one forward of the draft model for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+
+from draftsmith.engine.handle import RequestOptions
+from draftsmith.engine.task import Task
+from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.speculate import (
+    AutoLength,
+    CostModel,
+    Drafter,
+    DraftSession,
+    FixedLength,
+    LengthPolicy,
+    SteppedDraftSession,
+)
+from draftsmith.types import Draft, VerificationRule
+
+__all__ = ["BatchCosts", "BatchDrafter"]
+
+Steps = Generator[TokenRun, Logits, Draft]
+
+
+class BatchCosts:
+    """``Costs`` as one text of a batch sees them, in units of the batch's plain step.
+
+    B texts write, D of them draft, and the same forward reads P tokens of prompts. If each of the D checks m tokens,
+    the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D. A unit of cost
+    would elsewhere write one token for each of the B, so the share counts B / D times. The three numbers are set before
+    each round; for a text alone, these are the costs as measured.
+    """
+
+    def __init__(self, costs: CostModel) -> None:
+        self._costs = costs
+        self.set(writing=1, drafting=1, reading=0)
+
+    def set(self, *, writing: int, drafting: int, reading: int) -> None:
+        """What the next forward consists of; ``writing`` >= ``drafting`` >= 1."""
+        self._drafting, self._first_row = drafting, writing + reading
+        self._scale = writing / drafting / self._costs.verify_cost(writing)
+        self._before = self._costs.verify_cost(self._first_row)
+        self._draft_step = self._costs.draft_step * self._costs.verify_cost(drafting) * self._scale
+
+    @property
+    def draft_step(self) -> float:
+        """What one draft token for each of the D costs; a draft model's batches are taken to cost like the target's."""
+        return self._draft_step
+
+    def verify_cost(self, num_tokens: int) -> float:
+        """What it costs that each of the D checks ``num_tokens`` tokens."""
+        rows = self._first_row + self._drafting * (num_tokens - 1)
+        return 1.0 + (self._costs.verify_cost(rows) - self._before) * self._scale
+
+
+class BatchDrafter:
+    """Starts draft sessions and policies, and lets all texts that are ready draft side by side."""
+
+    def __init__(
+        self,
+        drafter: Drafter | None,
+        rule: VerificationRule,
+        num_draft_tokens: int | None,
+        measure: Callable[[], CostModel] | None,
+        read_at_once: int,
+    ) -> None:
+        """``measure`` is called once, when a length has first to be chosen. A draft model reads at most
+        ``read_at_once`` tokens of text in a step, unless it is about to draft and lacks fewer.
+        """
+        self._drafter = drafter
+        self._rule: VerificationRule = rule
+        self._num_draft_tokens = num_draft_tokens
+        self._measure = measure
+        self._read_at_once = read_at_once
+        self._costs: BatchCosts | None = None
+        self._learnt: AutoLength | None = None  # the policy of the text that ended last
+
+    def name_for(self, options: RequestOptions) -> str | None:
+        """The drafter's name; None when this request is not to draft."""
+        length = self._num_draft_tokens if options.num_draft_tokens is None else options.num_draft_tokens
+        return self._drafter.name if self._drafter is not None and options.draft and length != 0 else None
+
+    def start(self, task: Task, session: DraftSession | None, read: int) -> None:
+        """A session for ``task`` if it drafts: ``session``, whose text shares ``read`` tokens with it, or a new one."""
+        if not task.drafts or self._drafter is None:
+            return
+        if session is not None:
+            session.restart(task.request)
+        task.drafter_read = read if session is not None else 0
+        task.session = session or self._drafter.start(task.request, self._rule)
+
+    def finish(self, task: Task) -> None:
+        """Remember for the next text what this one's policy has learnt."""
+        if isinstance(task.policy, AutoLength):
+            self._learnt = task.policy
+
+    def draft(self, parts: Mapping[Task, int]) -> list[tuple[Task, Exception]]:
+        """Propose a draft to every text among ``parts`` (tokens to read by task) that is ready for one.
+
+        Returns the tasks that went wrong; they must not go on.
+        """
+        ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.draft.token_ids]
+        self._set_costs(ready, parts)
+        drafts: dict[Task, Draft | Exception] = {}
+        stepped: dict[Task, tuple[Model, Steps]] = {}
+        may_read = True
+        for task in ready:
+            session, policy = task.session, task.policy or self._new_policy(task)
+            task.policy = policy
+            try:
+                if isinstance(session, SteppedDraftSession):
+                    if len(task.ids) - task.drafter_read <= self._read_at_once or not policy.wants_more((), None):
+                        stepped[task] = (session.model, session.steps(task.ids, task.max_draft, policy.wants_more))
+                    elif may_read:
+                        task.drafter_read += self._read_at_once
+                        session.read(task.ids[: task.drafter_read + 1])
+                        may_read = False
+                elif session is not None:
+                    drafts[task] = session.draft(task.ids, task.max_draft, policy.wants_more)
+            except Exception as error:
+                drafts[task] = error
+        drafts |= _draft_together(stepped)
+        for task, draft in drafts.items():
+            if isinstance(draft, Draft) and draft.token_ids:
+                task.propose(draft)
+                task.drafter_read = len(task.ids)
+        return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
+
+    def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int]) -> None:
+        if self._costs is not None and ready:
+            writing = sum(task.writing for task in parts)
+            self._costs.set(writing=writing, drafting=len(ready), reading=sum(parts.values()) - writing)
+
+    def _new_policy(self, task: Task) -> LengthPolicy:
+        """A fixed length, or one that begins with what was learnt, except where the text depends on it."""
+        chosen = task.options.num_draft_tokens
+        length = self._num_draft_tokens if chosen is None else chosen
+        if length is not None:
+            return FixedLength(length)
+        if self._costs is None:
+            self._costs = BatchCosts(self._measure() if self._measure is not None else CostModel(0.0))
+        if self._learnt is None or (self._rule == "rejection" and not task.request.sampling.greedy):
+            return AutoLength(self._costs)
+        return self._learnt.successor()
+
+
+def _draft_together(sessions: Mapping[Task, tuple[Model, Steps]]) -> dict[Task, Draft | Exception]:
+    """The draft of every session, or what went wrong with it; those on one model share its forwards."""
+    results: dict[Task, Draft | Exception] = {}
+    groups: dict[int, tuple[Model, dict[Task, Steps]]] = {}
+    for task, (model, steps) in sessions.items():
+        groups.setdefault(id(model), (model, {}))[1][task] = steps
+    for model, group in groups.values():
+        answers: dict[Task, Logits | None] = dict.fromkeys(group)
+        while answers:
+            runs = _next_runs(group, answers, results)
+            try:
+                answers = dict(zip(runs, model.forward(list(runs.values())), strict=True)) if runs else {}
+            except Exception as error:
+                results |= dict.fromkeys(runs, error)
+                break
+    return results
+
+
+def _next_runs(
+    group: Mapping[Task, Steps], answers: Mapping[Task, Logits | None], results: dict[Task, Draft | Exception]
+) -> dict[Task, TokenRun]:
+    """Answer every step with its logits (None: it has not begun); who ends goes into ``results``."""
+    runs: dict[Task, TokenRun] = {}
+    for task, logits in answers.items():
+        try:
+            runs[task] = next(group[task]) if logits is None else group[task].send(logits)
+        except StopIteration as drafted:
+            results[task] = drafted.value
+        except Exception as error:
+            results[task] = error
+    return runs

@@ -1,0 +1,128 @@
+"""What a caller holds of a request that it has submitted to the batched engine: rounds as they come, and the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from draftsmith.engine.options import MAX_DRAFT_TOKENS
+from draftsmith.errors import UsageError
+from draftsmith.speculate import Round, SpeculationCounter
+from draftsmith.types import Request, SpeculationStats, Timing
+
+__all__ = ["Handle", "RequestOptions", "RoundFilter"]
+
+RoundFilter = Callable[[Round], Round]
+"""Sees every round before anybody else and may cut it (``Round.cut``), which ends the reply: for stop strings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """How one request is to be served. None of this changes its tokens, except where ``round_filter`` ends the reply.
+
+    ``draft``: whether to draft at all. ``num_draft_tokens``: how many a round, 0 for none; None leaves the choice to
+    the engine. Raises UsageError when it is out of range.
+    """
+
+    draft: bool = True
+    num_draft_tokens: int | None = None
+    round_filter: RoundFilter | None = None
+
+    def __post_init__(self) -> None:
+        k = self.num_draft_tokens
+        if k is not None and not 0 <= k <= MAX_DRAFT_TOKENS:
+            raise UsageError(f"num_draft_tokens is {k}; it must be from 0 (no draft) to {MAX_DRAFT_TOKENS}")
+
+
+class Handle:
+    """One submitted request. The engine's thread puts rounds in, any one thread may take them out.
+
+    A request ends in one of three ways: its last round has a finish_reason; it was cancelled; it failed (``error``).
+    """
+
+    def __init__(self, request: Request, drafter: str | None, wake: Callable[[], object] | None) -> None:
+        """``drafter`` is the name for the statistics. ``wake`` is called, in the engine's thread, for all news."""
+        self.request = request
+        self._rounds: deque[Round] = deque()
+        self._counter = SpeculationCounter(drafter) if drafter is not None else None
+        self._wake = wake
+        self._cancelled = self._finished = False
+        self._error: Exception | None = None
+        self._num_tokens = 0
+        self._submitted = self._started = self._first = self._last = time.perf_counter()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last round is out, or there will be none. Look at it before ``take``, and nothing is missed."""
+        return self._finished
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` was called before the end."""
+        return self._cancelled
+
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong with this request, if anything did."""
+        return self._error
+
+    @property
+    def speculation(self) -> SpeculationStats | None:
+        """The counters so far; None for a request that never drafts."""
+        return self._counter.stats() if self._counter is not None else None
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds from submission until the request first got a place in the batch."""
+        return self._started - self._submitted
+
+    @property
+    def timing(self) -> Timing:
+        """Seconds by the engine's clock so far; other requests of the batch take their share of them."""
+        return Timing(
+            load_s=0.0,
+            prefill_s=self._first - self._started,
+            decode_s=self._last - self._first,
+            num_decoded=max(0, self._num_tokens - 1),
+        )
+
+    def take(self) -> list[Round]:
+        """The rounds since the last call."""
+        taken: list[Round] = []
+        while self._rounds:
+            taken.append(self._rounds.popleft())
+        return taken
+
+    def cancel(self) -> None:
+        """Ask for the end: the request leaves the batch before the next round. Harmless after the end."""
+        if not self._finished:
+            self._cancelled = True
+
+    def started(self) -> None:
+        """For the engine: the request got a place."""
+        if not self._num_tokens:
+            self._started = self._first = self._last = time.perf_counter()
+
+    def put(self, written: Round) -> None:
+        """For the engine: one round more. It may be the last."""
+        self._last = time.perf_counter()
+        if not self._num_tokens:
+            self._first = self._last
+        self._num_tokens += len(written.token_ids)
+        if self._counter is not None:
+            self._counter.add(written)
+        self._rounds.append(written)
+        self._finished = written.finish_reason is not None
+        self._tell()
+
+    def end(self, error: Exception | None = None) -> None:
+        """For the engine: there will be no further round."""
+        self._error = error
+        self._finished = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._wake is not None:
+            self._wake()

@@ -1,0 +1,132 @@
+"""A request inside the batched engine: its text, its caches and its drafter's state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from draftsmith.engine.handle import Handle, RequestOptions
+from draftsmith.model.protocol import KVCache, Logits, TokenRun
+from draftsmith.sampling import Noise, TokenHistory, needs_history
+from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
+from draftsmith.speculate.loop import as_round, record, target_distributions
+from draftsmith.types import Draft, Request, VerificationRule
+
+__all__ = ["NO_DRAFT", "Task"]
+
+NO_DRAFT = Draft(())
+
+
+class Task:
+    """The text so far is all that matters: cache and draft session can be dropped and made again at any time.
+
+    ``number``: the order of arrival. ``ids``: prompt and reply. ``drafts``: whether it may draft; ``session`` and
+    ``policy`` are there then, from when they are needed. ``drafter_read``: about how many of ``ids`` the session has
+    read.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        options: RequestOptions,
+        handle: Handle,
+        *,
+        drafts: bool,
+        capacity: int,
+        eos_ids: Collection[int],
+    ) -> None:
+        """``capacity``: tokens that prompt and reply may have together.
+
+        Raises UsageError for an empty prompt, PromptTooLong when there is no room for a reply.
+        """
+        self.number = 0
+        self.request = request
+        self.options = options
+        self.handle = handle
+        self.ids = list(request.prompt_ids)
+        self.end = len(self.ids) + token_limit(request, capacity)
+        self.session: DraftSession | None = None
+        self.policy: LengthPolicy | None = None
+        self.drafts = drafts
+        self.drafter_read = 0
+        self._cache: KVCache | None = None
+        self._noise = Noise(request.sampling.seed or 0)
+        self._history = TokenHistory(self.ids) if needs_history(request.sampling) else None
+        self._ends = frozenset() if request.sampling.ignore_eos else frozenset(eos_ids)
+        self._draft = NO_DRAFT
+
+    @property
+    def cache(self) -> KVCache:
+        """Holds a proper prefix of ``ids``. Raises RuntimeError while the task waits and has none."""
+        if self._cache is None:
+            raise RuntimeError("a task without a place has no cache")
+        return self._cache
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the task has a place."""
+        return self._cache is not None
+
+    def seat(self, cache: KVCache) -> None:
+        """Give the task a place with ``cache``."""
+        self._cache = cache
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the text that the cache lacks; 1 while the reply is being written."""
+        return len(self.ids) - self.cache.length
+
+    @property
+    def writing(self) -> bool:
+        """Whether the next round adds tokens for the price of one: prompt read, first token out."""
+        return self.unread == 1 and len(self.ids) > len(self.request.prompt_ids)
+
+    @property
+    def max_draft(self) -> int:
+        """Draft tokens that can still be of use: the bonus token comes on top of them."""
+        return self.end - len(self.ids) - 1
+
+    @property
+    def draft(self) -> Draft:
+        """What is to be checked in the next round."""
+        return self._draft
+
+    def propose(self, draft: Draft) -> None:
+        """Check ``draft`` in the next round."""
+        self._draft = draft
+
+    def rows(self, count: int) -> int:
+        """Rows of the forward that reads ``count`` tokens and checks the draft."""
+        return count + len(self._draft.token_ids)
+
+    def run(self, count: int) -> TokenRun:
+        """Read the next ``count`` tokens of the text; with the last of them, the draft, and logits for all that."""
+        begin, draft = self.cache.length, self._draft.token_ids
+        if begin + count < len(self.ids):
+            return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=0)
+        return TokenRun(self.cache, [*self.ids[begin:], *draft], num_logits=len(draft) + 1)
+
+    def advance(self, logits: Logits, rule: VerificationRule) -> Round:
+        """One round of ``speculate.loop``, from logits to tokens: adds them to the text and settles caches and policy.
+
+        Whatever is raised (unusable logits) leaves the task in doubt: it must not go on.
+        """
+        params, start, draft, self._draft = self.request.sampling, len(self.ids), self._draft, NO_DRAFT
+        verdict = verify(draft, target_distributions(logits, draft, params, self._history), rule, self._noise, start)
+        written = as_round(verdict, self._ends, room=self.end - start, logits=logits, params=params)
+        if self.options.round_filter is not None:
+            written = self.options.round_filter(written)
+        self.ids += written.token_ids
+        self.cache.truncate(len(self.ids) - 1)
+        if self.session is not None:
+            self.session.commit(verdict)
+        if self.policy is not None:
+            self.policy.learn(draft, verdict)
+        if self._history is not None and written.finish_reason is None:
+            record(self._history, self.ids[len(self.request.prompt_ids) + self._history.reply_length :])
+        return written
+
+    def drop(self) -> None:
+        """Give up caches, session and draft; the text stays."""
+        self._cache = self.session = None
+        self.drafter_read = 0
+        self._draft = NO_DRAFT

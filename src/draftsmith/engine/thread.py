@@ -1,0 +1,138 @@
+"""An engine in a thread of its own: requests come from any thread, rounds go to async code or to whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+
+from draftsmith.engine.batch import Engine, EngineStats
+from draftsmith.engine.handle import Handle, RequestOptions
+from draftsmith.engine.task import Task
+from draftsmith.errors import QueueFull
+from draftsmith.speculate import Round
+from draftsmith.types import Request
+
+__all__ = ["AsyncReply", "EngineThread"]
+
+
+class EngineThread:
+    """Runs an ``Engine``, which nobody else may touch from then on. Use it as a context manager, or call ``close``.
+
+    The model's forwards run without the interpreter's lock, so other threads (an event loop that answers health checks)
+    go on while a long prompt is read.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: deque[Task] = deque()
+        self._changed = threading.Condition()
+        self._accepting = self._running = True
+        self._stats = engine.stats
+        self._thread = threading.Thread(target=self._serve, name="draftsmith-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> EngineThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's, as of its last step."""
+        return self._stats
+
+    def submit(
+        self, request: Request, options: RequestOptions | None = None, wake: Callable[[], object] | None = None
+    ) -> Handle:
+        """Queue a request and return at once. ``wake`` is called in the engine's thread for all news; it must be quick.
+
+        Raises QueueFull, also after ``close`` has begun, PromptTooLong, UsageError.
+        """
+        task = self._engine.prepare(request, options, wake)
+        with self._changed:
+            if not self._accepting:
+                raise QueueFull("the engine is shutting down and takes no more requests; try again when it is back")
+            self._engine.check_queue(len(self._inbox) + self._engine.num_waiting)
+            self._inbox.append(task)
+            self._changed.notify_all()
+        return task.handle
+
+    def open(self, request: Request, options: RequestOptions | None = None) -> AsyncReply:
+        """Queue a request from within an event loop and return at once. Raises what ``submit`` does."""
+        return AsyncReply(lambda wake: self.submit(request, options, wake))
+
+    def wait(self, handle: Handle, timeout: float | None = None) -> bool:
+        """Block until the request is finished; False when ``timeout`` seconds did not suffice."""
+        with self._changed:
+            return self._changed.wait_for(lambda: handle.finished, timeout)
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Take no more requests, give those under way ``drain_s`` seconds to finish, end the rest and the thread."""
+        with self._changed:
+            self._accepting = False
+            self._changed.wait_for(lambda: self._idle, drain_s)
+            self._running = False
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def _idle(self) -> bool:
+        return not self._inbox and self._engine.idle
+
+    def _serve(self) -> None:
+        """Step while there is work, sleep while there is none."""
+        while True:
+            with self._changed:
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._idle or not self._running)
+                if not self._running:
+                    break
+                while self._inbox:
+                    self._engine.enqueue(self._inbox.popleft())
+            try:
+                self._engine.step()
+            except Exception:  # the step has ended the requests that ran
+                logging.getLogger(__name__).exception("a step of the engine failed")
+            self._stats = self._engine.stats
+        self._engine.abandon()
+        while self._inbox:
+            self._inbox.popleft().handle.end()
+        with self._changed:
+            self._changed.notify_all()
+
+
+class AsyncReply:
+    """A request as async code sees it: ``async for written in reply.rounds()``."""
+
+    def __init__(self, submit: Callable[[Callable[[], object]], Handle]) -> None:
+        """``submit(wake)`` gives the handle."""
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self.handle = submit(self._wake)
+
+    async def rounds(self) -> AsyncGenerator[Round, None]:
+        """The rounds as they are written. Leaving the iteration, in whatever way, cancels the request.
+
+        It ends early when the request is cancelled, and raises what went wrong with the request.
+        """
+        try:
+            finished = False
+            while not finished:
+                await self._news.wait()
+                self._news.clear()
+                finished = self.handle.finished
+                for written in self.handle.take():
+                    yield written
+            if self.handle.error is not None:
+                raise self.handle.error
+        finally:
+            self.handle.cancel()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._news.set)

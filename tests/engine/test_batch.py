@@ -1,0 +1,577 @@
+"""The batched engine: every request gets the tokens of the reference loop, whatever else happens around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine.batch import Engine
+from draftsmith.engine.handle import Handle, RequestOptions
+from draftsmith.engine.limits import EngineLimits
+from draftsmith.errors import CheckpointError, OutOfMemory, PromptTooLong, QueueFull, UsageError
+from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.speculate import (
+    CostModel,
+    Drafter,
+    DraftSession,
+    ModelDrafter,
+    PromptLookupDrafter,
+    Round,
+    SpeculationCounter,
+    WantsMore,
+    generate,
+)
+from draftsmith.types import Draft, Request, SamplingParams, Verdict, VerificationRule
+from tests.support.fakes import EOS, VOCAB_SIZE, FakeModel
+from tests.support.shared_fakes import SharedFakeModel
+
+LETTERS = b"abcdefgh \n"
+GREEDY = SamplingParams(greedy=True, max_new_tokens=40)
+SEEDED = SamplingParams(
+    seed=7,
+    max_new_tokens=40,
+    temperature=0.9,
+    top_k=9,
+    top_p=0.95,
+    min_p=0.01,
+    repetition_penalty=1.2,
+    presence_penalty=0.3,
+    frequency_penalty=0.2,
+    logit_bias={97: 1.5},
+    logprobs=2,
+)
+COSTS = CostModel(0.2)
+Outcome = tuple[list[int], str | None, list[object]]
+
+
+class RandomDrafter:
+    """Drafts anything, as long as it is wanted."""
+
+    name = "random"
+
+    def start(self, request: Request, rule: VerificationRule) -> DraftSession:
+        del rule
+        return RandomSession(len(request.prompt_ids))
+
+
+class RandomSession:
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)  # noqa: S311 (drafts at random)
+        self._open = False
+
+    def restart(self, request: Request) -> None:
+        del request
+        self._open = False
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        del token_ids
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        del token_ids
+        assert not self._open, "a draft was never answered"
+        drawn: list[int] = []
+        while len(drawn) < max_tokens and wants_more([0.5] * len(drawn), None):
+            drawn.append(self._dice.choice(LETTERS))
+        self._open = bool(drawn)
+        return Draft(tuple(drawn), None, (0.5,) * len(drawn))
+
+    def commit(self, verdict: Verdict) -> None:
+        del verdict
+        self._open = False
+
+
+def drafters(**options: int) -> dict[str, Drafter | None]:
+    models = {
+        "itself": SharedFakeModel(**options),
+        "stranger": SharedFakeModel(9),
+        "short": SharedFakeModel(max_context=70),
+    }
+    return {
+        "none": None,
+        "lookup": PromptLookupDrafter(3, 1),
+        "random": RandomDrafter(),
+        **{name: ModelDrafter(model, target_vocab_size=VOCAB_SIZE, name=name) for name, model in models.items()},
+    }
+
+
+def alone(model: Model, request: Request, capacity: int | None = None) -> Outcome:
+    """The reference loop, plain."""
+    return outcome(list(generate(model, model.new_cache(capacity), request, eos_ids=(EOS,))))
+
+
+def outcome(rounds: Sequence[Round]) -> Outcome:
+    return (
+        [token_id for written in rounds for token_id in written.token_ids],
+        rounds[-1].finish_reason if rounds else None,
+        [logprobs for written in rounds for logprobs in written.logprobs],
+    )
+
+
+def prompt(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+def engine_of(model: Model, drafter: Drafter | None = None, k: int | None = None, **limits: int) -> Engine:
+    draft_model = getattr(drafter, "_model", None)
+    return Engine(
+        model,
+        eos_ids=(EOS,),
+        drafter=drafter,
+        draft_model=draft_model,
+        costs=lambda: COSTS,
+        num_draft_tokens=k,
+        limits=EngineLimits(**limits),
+    )
+
+
+def run(engine: Engine, *handles: Handle, at_most: int = 5000) -> None:
+    for _ in range(at_most):
+        if all(handle.finished for handle in handles):
+            return
+        engine.step()
+    pytest.fail(f"not finished after {at_most} steps")
+
+
+@dataclasses.dataclass
+class Case:
+    """A request, when it comes, and after how many rounds it is cancelled (None: never)."""
+
+    request: Request
+    options: RequestOptions
+    arrives: int
+    cancelled_after: int | None
+
+
+PROMPTS = st.builds(
+    lambda beginning, size, end: prompt((beginning * 300)[:size] + end),
+    st.sampled_from(["ab cd\n", "gh", "abcdefgh "]),
+    st.integers(0, 200),
+    st.text("abc ", min_size=1, max_size=4),
+)
+SAMPLING = st.builds(
+    lambda params, seed, length, ignore: dataclasses.replace(
+        params, seed=seed, max_new_tokens=length, ignore_eos=ignore
+    ),
+    st.sampled_from([GREEDY, SEEDED, SamplingParams(temperature=1.1)]),
+    st.integers(0, 3),
+    st.integers(1, 90),
+    st.booleans(),
+)
+OPTIONS = st.builds(
+    lambda draft, k: RequestOptions(draft=draft, num_draft_tokens=k),
+    st.booleans(),
+    st.sampled_from([None, None, 0, 1, 3, 20]),
+)
+CASES = st.lists(
+    st.builds(
+        lambda ids, sampling, options, arrives, cancelled: Case(
+            Request(prompt_ids=ids, sampling=sampling), options, arrives, cancelled
+        ),
+        PROMPTS,
+        SAMPLING,
+        OPTIONS,
+        st.integers(0, 20),
+        st.none() | st.none() | st.integers(0, 5),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(max_examples=120)
+@given(
+    cases=CASES,
+    drafter=st.sampled_from(sorted(drafters())),
+    k=st.sampled_from([None, 2, 5]),
+    max_running=st.integers(1, 6),
+    prefill=st.integers(1, 300),
+    beside=st.integers(1, 80),
+    blocks=st.integers(6, 40),
+    kept=st.integers(0, 5),
+)
+def test_as_alone_whatever_happens(
+    cases: list[Case],
+    drafter: str,
+    k: int | None,
+    max_running: int,
+    prefill: int,
+    beside: int,
+    blocks: int,
+    kept: int,
+) -> None:
+    """Arrivals, cancellations, shared prompts, chunks of prompts, little memory, drafts of all kinds: same tokens."""
+    model = SharedFakeModel(eos_after=230)
+    engine = engine_of(
+        model,
+        drafters(eos_after=230)[drafter],
+        k,
+        max_running=max_running,
+        prefill_tokens=prefill,
+        prefill_tokens_beside=beside,
+        kv_bytes=blocks * 64,
+        max_kept_texts=kept,
+    )
+    play(engine, cases)
+
+
+def play(engine: Engine, cases: Sequence[Case]) -> None:
+    handles: list[tuple[Case, Handle, list[Round]]] = []
+    capacity = engine.capacity
+    for step in range(6000):
+        for case in cases:
+            if case.arrives == step:
+                if len(case.request.prompt_ids) < capacity:
+                    handles.append((case, engine.submit(case.request, case.options), []))
+                else:
+                    with pytest.raises(PromptTooLong):
+                        engine.submit(case.request, case.options)
+        if step > 20 and engine.idle:
+            break
+        engine.step()
+        for case, handle, rounds in handles:
+            rounds += handle.take()
+            if case.cancelled_after is not None and len(rounds) > case.cancelled_after:
+                handle.cancel()
+    else:
+        pytest.fail("the engine does not come to an end")
+    for case, handle, rounds in handles:
+        ids, reason, logprobs = outcome(rounds)
+        expected = alone(FakeModel(eos_after=230), case.request, capacity)
+        assert handle.finished
+        assert handle.error is None
+        if not handle.cancelled:
+            assert (ids, reason, logprobs) == expected
+        assert ids == expected[0][: len(ids)]
+        check_counters(handle, rounds)
+
+
+def check_counters(handle: Handle, rounds: Sequence[Round]) -> None:
+    stats = handle.speculation
+    if stats is not None:
+        counter = SpeculationCounter(stats.drafter)
+        for written in rounds:
+            counter.add(written)
+        assert counter.stats() == stats
+
+
+@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("drafter", sorted(drafters()))
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_batches_of_all_sizes(params: SamplingParams, drafter: str, size: int) -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, drafters()[drafter], 3)
+    requests = [Request(prompt_ids=prompt("abc " * (i + 1)), sampling=params) for i in range(size)]
+    handles = [engine.submit(request) for request in requests]
+    run(engine, *handles)
+    for request, handle in zip(requests, handles, strict=True):
+        assert outcome(handle.take()) == alone(FakeModel(), request)
+
+
+def test_a_step_is_one_forward_of_the_target_and_k_of_the_draft() -> None:
+    model, draft_model = SharedFakeModel(), SharedFakeModel()
+    engine = engine_of(model, ModelDrafter(draft_model, target_vocab_size=VOCAB_SIZE), 4)
+    handles = [engine.submit(Request(prompt_ids=prompt("abc" * n), sampling=GREEDY)) for n in (1, 2, 3)]
+    engine.step()
+    assert model.batches == [[3, 6, 9]]
+    assert draft_model.batches == []
+    engine.step()
+    assert model.batches[1:] == [[5, 5, 5]]
+    assert [len(batch) for batch in draft_model.batches] == [3] * 4
+    run(engine, *handles)
+
+
+def test_a_request_may_do_without_drafts_or_choose_their_length() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE), 4)
+    wishes = [RequestOptions(draft=False), RequestOptions(num_draft_tokens=0), RequestOptions(num_draft_tokens=2)]
+    handles = [
+        engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY), options)
+        for options in (*wishes, RequestOptions())
+    ]
+    engine.step()
+    engine.step()
+    assert model.batches[1] == [1, 1, 3, 5]
+    run(engine, *handles)
+    assert [handle.speculation is None for handle in handles] == [True, True, False, False]
+    with pytest.raises(UsageError, match="num_draft_tokens is 65; it must be from 0"):
+        RequestOptions(num_draft_tokens=65)
+
+
+def test_a_long_prompt_does_not_stall_others() -> None:
+    """Neither those who write nor a short prompt that comes later, and no step reads more than it may."""
+    model = SharedFakeModel(max_context=5000)
+    engine = engine_of(model, prefill_tokens=200, prefill_tokens_beside=20)
+    writer = engine.submit(Request(prompt_ids=prompt("a"), sampling=GREEDY))
+    engine.step()
+    long = engine.submit(Request(prompt_ids=prompt("b" * 600), sampling=GREEDY))
+    engine.step()
+    short = engine.submit(Request(prompt_ids=prompt("c" * 20), sampling=GREEDY))
+    for _ in range(3):
+        engine.step()
+    assert [len(handle.take()) for handle in (writer, long, short)] == [5, 0, 2]
+    assert max(map(sum, model.batches)) <= 22
+    run(engine, long)
+    assert outcome(long.take()) == alone(FakeModel(max_context=5000), long.request)
+
+
+def test_samples_of_one_prompt_read_it_once() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model)
+    ids = prompt("abc d " * 40)
+    requests = [Request(prompt_ids=ids, sampling=dataclasses.replace(SEEDED, seed=n)) for n in range(4)]
+    handles = [engine.submit(request) for request in requests]
+    run(engine, *handles)
+    assert sum(map(sum, model.batches)) < len(ids) + 4 * 45
+    assert engine.stats.num_reused_tokens == 3 * (len(ids) - 1)
+    replies = [outcome(handle.take()) for handle in handles]
+    assert replies == [alone(FakeModel(), request) for request in requests]
+    assert len({tuple(ids) for ids, _, _ in replies}) == 4
+
+
+def test_the_next_turn_reads_only_what_is_new() -> None:
+    model, draft_model = SharedFakeModel(), SharedFakeModel()
+    engine = engine_of(model, ModelDrafter(draft_model, target_vocab_size=VOCAB_SIZE), 3)
+    first = engine.submit(Request(prompt_ids=prompt("abcd " * 20), sampling=GREEDY))
+    run(engine, first)
+    text = (*first.request.prompt_ids, *outcome(first.take())[0])
+    model.tokens_read = draft_model.tokens_read = 0
+    second = engine.submit(Request(prompt_ids=(*text, *prompt("abc")), sampling=GREEDY))
+    engine.step()
+    assert model.tokens_read == 4  # the last token of the reply was never read
+    engine.step()
+    assert draft_model.tokens_read < 12
+    run(engine, second)
+    assert outcome(second.take()) == alone(FakeModel(), second.request)
+    assert engine.stats.kept_texts == 1  # the second text goes on from the first and replaces it
+
+
+def test_short_memory_preempts_the_latest_and_resumes_it() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, PromptLookupDrafter(), 3, kv_bytes=512, max_kept_texts=0)
+    params = dataclasses.replace(SEEDED, max_new_tokens=200)
+    requests = [
+        Request(prompt_ids=prompt(letter * 60), sampling=dataclasses.replace(params, seed=n))
+        for n, letter in enumerate("abcd")
+    ]
+    handles = [engine.submit(request) for request in requests]
+    run(engine, handles[0])
+    assert engine.stats.num_preemptions > 0
+    assert model.cache_bytes_in_use <= 512
+    run(engine, *handles)
+    assert [outcome(h.take()) for h in handles] == [alone(FakeModel(), request) for request in requests]
+    assert model.cache_bytes_in_use == 0
+
+
+def test_memory_bounds_the_context() -> None:
+    engine = engine_of(SharedFakeModel(), kv_bytes=128)
+    assert engine.capacity == 128
+    handle = engine.submit(Request(prompt_ids=prompt("a" * 120), sampling=GREEDY))
+    run(engine, handle)
+    ids, reason, _ = outcome(handle.take())
+    assert (len(ids), reason) == (8, "length")
+    with pytest.raises(PromptTooLong, match="has 128 tokens, but the context holds 128"):
+        engine.submit(Request(prompt_ids=prompt("a" * 128), sampling=GREEDY))
+
+
+def test_kept_texts_yield_to_requests() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, kv_bytes=512)
+    for letter in "abcdefgh":
+        handle = engine.submit(Request(prompt_ids=prompt(letter * 100), sampling=GREEDY))
+        run(engine, handle)
+        assert model.cache_bytes_in_use <= 512
+    assert engine.stats.num_preemptions == 0
+    assert 0 < engine.stats.kept_texts < 8
+
+
+def test_a_full_queue_refuses_and_forgets_nobody() -> None:
+    engine = engine_of(SharedFakeModel(), max_running=2, max_waiting=3)
+    request = Request(prompt_ids=prompt("abc"), sampling=GREEDY)
+    handles = [engine.submit(request) for _ in range(3)]
+    with pytest.raises(QueueFull, match="3 requests are waiting already; try again"):
+        engine.submit(request)
+    engine.step()
+    handles += [engine.submit(request) for _ in range(2)]
+    run(engine, *handles)
+    assert {len(outcome(handle.take())[0]) for handle in handles} == {40}
+
+
+def test_first_come_first_served() -> None:
+    engine = engine_of(SharedFakeModel(), max_running=2)
+    handles = [engine.submit(Request(prompt_ids=prompt(letter), sampling=GREEDY)) for letter in "abcdef"]
+    order: list[int] = []
+    while len(order) < len(handles):
+        engine.step()
+        order += [i for i, handle in enumerate(handles) if handle.finished and i not in order]
+    assert order == sorted(order)
+
+
+def test_cancelled_requests_leave_at_once() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, max_running=1, max_kept_texts=0)
+    first, second = (engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in ("ab", "cd"))
+    engine.step()
+    first.cancel()
+    second_waits = second.take()
+    engine.step()
+    assert first.finished
+    assert len(first.take()) == 1
+    assert not second_waits
+    assert len(second.take()) == 1
+    second.cancel()
+    engine.step()
+    assert engine.idle
+    assert model.cache_bytes_in_use == 0
+    second.cancel()  # harmless
+
+
+def test_a_round_filter_ends_the_reply() -> None:
+    engine = engine_of(SharedFakeModel(), PromptLookupDrafter(), 3)
+    seen: list[int] = []
+
+    def stop_after_five(written: Round) -> Round:
+        room = 5 - len(seen)
+        seen.extend(written.token_ids[:room])
+        return written.cut(room, "stop") if len(seen) == 5 else written
+
+    request = Request(prompt_ids=prompt("abc"), sampling=GREEDY)
+    handle = engine.submit(request, RequestOptions(round_filter=stop_after_five))
+    run(engine, handle)
+    ids, reason, _ = outcome(handle.take())
+    assert (ids, reason) == (alone(FakeModel(), request)[0][:5], "stop")
+
+
+def test_one_bad_request_fails_alone() -> None:
+    """A bias that forbids everything shows only when logits come; a filter may raise anything."""
+    engine = engine_of(SharedFakeModel(), PromptLookupDrafter(), 3)
+    nothing = SamplingParams(seed=1, logit_bias=dict.fromkeys(range(VOCAB_SIZE), float("-inf")))
+    good = engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY))
+    bad = engine.submit(Request(prompt_ids=prompt("abc"), sampling=nothing))
+    error = CheckpointError("broken")
+
+    def raises(_: Round) -> Round:
+        raise error
+
+    worse = engine.submit(good.request, RequestOptions(round_filter=raises))
+    run(engine, good, bad, worse)
+    assert outcome(good.take()) == alone(FakeModel(), good.request)
+    assert isinstance(bad.error, UsageError)
+    assert worse.error is error
+    assert good.error is None
+
+
+def test_a_forward_without_memory_is_tried_with_fewer() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model)
+    handles = [engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in ("ab", "cd")]
+    engine.step()
+    model.errors = [OutOfMemory("none left")]
+    run(engine, *handles)
+    assert [outcome(handle.take()) for handle in handles] == [alone(FakeModel(), h.request) for h in handles]
+    assert engine.stats.num_preemptions == 1
+    model.errors = [OutOfMemory("none left")]
+    lonely = engine.submit(handles[0].request)
+    run(engine, lonely)
+    assert isinstance(lonely.error, OutOfMemory)
+
+
+def test_a_failing_draft_ends_its_requests_only() -> None:
+    draft_model = SharedFakeModel()
+    engine = engine_of(SharedFakeModel(), ModelDrafter(draft_model, target_vocab_size=VOCAB_SIZE), 2)
+    request = Request(prompt_ids=prompt("abc"), sampling=GREEDY)
+    drafting, plain = engine.submit(request), engine.submit(request, RequestOptions(draft=False))
+    engine.step()
+    draft_model.errors = [CheckpointError("not numbers")]
+    run(engine, drafting, plain)
+    assert isinstance(drafting.error, CheckpointError)
+    assert outcome(plain.take()) == alone(FakeModel(), request)
+
+
+def test_an_interrupt_ends_what_runs_and_leaves_a_sound_engine() -> None:
+    model = SharedFakeModel()
+    engine = engine_of(model, max_running=1)
+    request = Request(prompt_ids=prompt("abc"), sampling=GREEDY)
+    running, waiting = engine.submit(request), engine.submit(request)
+    engine.step()
+    model.fail_at = model.tokens_read + 1
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    model.fail_at = None
+    assert running.finished
+    run(engine, waiting)
+    assert outcome(waiting.take()) == alone(FakeModel(), request)
+
+
+def test_a_draft_model_reads_a_long_text_in_parts() -> None:
+    """While it does, the text is written without drafts; nobody waits for a long read."""
+    draft_model = SharedFakeModel(max_context=2000)
+    model = SharedFakeModel(max_context=2000)
+    engine = engine_of(model, ModelDrafter(draft_model, target_vocab_size=VOCAB_SIZE), 4, prefill_tokens=100)
+    request = Request(prompt_ids=prompt("abc " * 120), sampling=GREEDY)
+    handle = engine.submit(request)
+    run(engine, handle)
+    assert outcome(handle.take()) == alone(FakeModel(max_context=2000), request)
+    assert max(map(sum, draft_model.batches)) <= 101
+    assert handle.speculation is not None
+    assert handle.speculation.num_accepted_tokens > 20
+
+
+def test_the_length_is_chosen_once_costs_are_known() -> None:
+    calls: list[int] = []
+
+    def measure() -> CostModel:
+        calls.append(1)
+        return COSTS
+
+    drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=measure)
+    handles = [engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in ("abc", "de")]
+    engine.step()
+    assert calls == []  # the first token is not kept waiting for a measurement
+    run(engine, *handles)
+    assert calls == [1]
+    assert all(h.speculation and h.speculation.mean_acceptance_length > 3 for h in handles)
+    with pytest.raises(UsageError, match="needs num_draft_tokens, or costs"):
+        Engine(SharedFakeModel(), drafter=drafter)
+
+
+def test_requests_that_cannot_be_served() -> None:
+    engine = engine_of(SharedFakeModel())
+    with pytest.raises(UsageError, match="the prompt has the token id 260"):
+        engine.submit(Request(prompt_ids=(260,), sampling=GREEDY))
+    with pytest.raises(UsageError, match="logit_bias has the token id 999"):
+        engine.submit(Request(prompt_ids=(1,), sampling=dataclasses.replace(GREEDY, logit_bias={999: 1.0})))
+    with pytest.raises(UsageError, match="empty"):
+        engine.submit(Request(prompt_ids=(), sampling=GREEDY))
+    assert engine.idle
+
+
+def test_models_without_shared_caches() -> None:
+    """Their finished caches are handed on whole; nothing is counted."""
+    model = FakeModelWithoutLogits()
+    engine = engine_of(model, PromptLookupDrafter(), 2)
+    first = engine.submit(Request(prompt_ids=prompt("abc " * 30), sampling=GREEDY))
+    run(engine, first)
+    model.tokens_read = 0
+    second = engine.submit(Request(prompt_ids=prompt("abc " * 30 + "d"), sampling=GREEDY))
+    engine.step()
+    assert model.tokens_read == 1
+    run(engine, second)
+    assert outcome(second.take()) == alone(FakeModel(), second.request)
+    assert engine.stats.kv_budget is None
+
+
+class FakeModelWithoutLogits(FakeModel):
+    """A FakeModel that can be asked for no logits at all."""
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        rows = [self._forward(dataclasses.replace(run, num_logits=max(1, run.num_logits))) for run in runs]
+        return [row if run.num_logits else row[:0] for row, run in zip(rows, runs, strict=True)]
