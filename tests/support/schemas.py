@@ -46,9 +46,9 @@ def violations(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[st
             yield f"{where} has {len(value)} items"
         for index, item in enumerate(value):
             yield from violations(item, schema.get("items", {}), f"{where}[{index}]")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not schema.get("minimum", value) <= value <= schema.get("maximum", value):
-            yield f"{where} is {value}, out of range"
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+    if number and not schema.get("minimum", number) <= number <= schema.get("maximum", number):
+        yield f"{where} is {value}, out of range"
 
 
 def _object(value: dict[str, Any], schema: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from draftsmith.cli import chat, generate, models
+from draftsmith.cli import bench, certify, chat, generate, models
 from draftsmith.cli.options import add_command
 from draftsmith.errors import DraftsmithError
 
@@ -50,6 +50,8 @@ def build() -> typer.Typer:
     app.callback()(_root)
     add_command(app, generate.generate)
     add_command(app, chat.chat)
+    add_command(app, bench.bench)
+    add_command(app, certify.certify)
     app.add_typer(models.build(), name="models")
     return app
 

@@ -18,7 +18,7 @@ from draftsmith.errors import UsageError
 if TYPE_CHECKING:
     from draftsmith.measure import PromptItem
 
-__all__ = ["MeasureOptions", "ResultOptions", "Ticker", "origin_of", "write_text"]
+__all__ = ["MeasureOptions", "ResultOptions", "Ticker", "check_folder", "origin_of", "write_text"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,8 @@ class ResultOptions:
 
     def check(self) -> None:
         """Raises UsageError before any work when the result could not be written."""
-        if self.output is not None and not Path(self.output).expanduser().absolute().parent.is_dir():
-            raise UsageError(f"--output is {self.output}, but that folder does not exist; make it first")
+        if self.output is not None:
+            check_folder("--output", self.output)
 
     def give(self, value: dict[str, Any], text: str, details: dict[str, Any] | None = None) -> None:
         """Write the result to the file, if one was named, and print it for people or for programs."""
@@ -90,6 +90,12 @@ class Ticker:
         if self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             self._width = 0
+
+
+def check_folder(option: str, name: str) -> None:
+    """Raises UsageError when the file ``name`` of ``option`` has no folder to lie in."""
+    if not Path(name).expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{option} is {name}, but that folder does not exist; make it first")
 
 
 def origin_of(model: ModelOptions, prompts: Path | None, options: dict[str, Any]) -> dict[str, Any]:

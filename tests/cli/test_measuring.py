@@ -1,0 +1,106 @@
+"""bench and certify as commands: their objects, pages and exit codes, on a tiny real model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.cli import main
+from tests.support.schemas import check_schema
+from tests.support.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return str(tiny_folder(folder / "target")), str(tiny_folder(folder / "draft", seed=1))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"id": name, "category": name[0], "turns": ["abc " + name, "more"]} for name in ("a1", "a2", "b1")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = main(args)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_bench_prints_its_object(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str, tmp_path: Path
+) -> None:
+    target, draft = models
+    file = tmp_path / "bench.json"
+    options = ("--target", target, "--draft", draft, "--prompts", prompts, "--max-new-tokens", "20")
+    code, out, err = run(capsys, "bench", *options, "--per-category", "1", "--json", "--output", str(file))
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    check_schema(value, "bench")
+    check_schema(json.loads(file.read_text()), "bench")
+    assert (value["prompts"], value["tokens"], value["identical"]) == (2, 80, True)
+    assert value["provenance"]["weights_sha256"]["target"].keys() >= {"model.safetensors", "config.json"}
+    assert list(value["provenance"]["files"]) == ["prompts.jsonl"]
+
+
+def test_bench_prints_tables(capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str) -> None:
+    code, out, err = run(
+        capsys, "bench", "--target", models[0], "--prompts", prompts, "--limit", "1", "--max-new-tokens", "12"
+    )
+    assert (code, err) == (0, "")
+    assert "| all | 1 |" in out
+    assert "Acceptance: accepted / draft tokens." in out
+
+
+def test_certify_prints_its_object_and_writes_its_page(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    options = ("--target", models[0], "--draft", models[1], "--prompts", prompts, "--max-new-tokens", "12")
+    few = ("--samples", "20", "--sample-prompts", "1", "--sample-tokens", "4")
+    code, out, err = run(capsys, "certify", *options, *few, "--json", "--page", str(page))
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    check_schema(value, "certify")
+    assert value["verdict"] == "identical"
+    assert value["sampled"]["num_draft_tokens"] > 0
+    assert "Verdict: identical." in page.read_text()
+
+
+def test_certify_fails_when_texts_differ(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from draftsmith.speculate.verify import _JUDGES
+
+    monkeypatch.setitem(_JUDGES, "coupled", lambda token_id, *_: token_id)  # believes every draft token
+    options = ("--target", models[0], "--draft", models[1], "--prompts", prompts, "--max-new-tokens", "12")
+    code, out, err = run(capsys, "certify", *options, "--samples", "20", "--sample-prompts", "1", "--limit", "1")
+    assert (code, err) == (1, "")
+    assert "Verdict: differs: 2 of 2 greedy replies differ" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("bench", "--draft", "none"), "nothing to compare"),
+        (("bench", "--output", "/no/such/folder/x.json"), "that folder does not exist"),
+        (("bench", "--limit", "0"), "limit is 0"),
+        (("certify", "--page", "x.pdf"), "ends in .html or .md"),
+        (("certify", "--temperature", "0"), "which is greedy"),
+        (("certify", "--prompts", "/no/such/file"), "cannot be read"),
+    ],
+)
+def test_wrong_use_is_told_before_work(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], args: tuple[str, ...], said: str
+) -> None:
+    code, out, err = run(capsys, *args, "--target", models[0])
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
