@@ -1,0 +1,143 @@
+"""Running a recipe: stage after stage, each into a folder of its own with a stage.json; nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftsmith.checkpoint.atomic import atomic_file
+from draftsmith.errors import UsageError
+from draftsmith.provenance import collect
+from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
+from draftsmith.train.models import Learner, load_learner, saved_folder
+from draftsmith.train.recipe import Recipe, stage_settings
+from draftsmith.train.replies import load_writer, read_prompts, write_prompts, write_replies
+from draftsmith.train.schema import GenerateStage, InitStage, Stage, TrainingStage
+from draftsmith.train.stages import Workplace, initialise, learn, stage_format
+
+__all__ = ["STAGE_FILE", "Reporter", "run_recipe"]
+
+STAGE_FILE = "stage.json"
+_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporter:
+    """``tell`` takes a line for people, ``progress`` the name of a stage and a record of its metrics."""
+
+    tell: Callable[[str], None]
+    progress: Callable[[str, Mapping[str, float]], None]
+
+
+def run_recipe(recipe: Recipe, reporter: Reporter, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """Run every stage that is not done yet, or ``only`` one; the contents of each stage.json by name.
+
+    Raises UsageError when a folder was made with other settings, and what the stages raise.
+    """
+    if only is not None and only not in [stage.name for stage in recipe.stages]:
+        raise UsageError(f"the recipe has no stage {only!r}; it has {', '.join(s.name for s in recipe.stages)}")
+    records = {}
+    for stage in recipe.stages:
+        if only is None or stage.name == only:
+            records[stage.name] = _run(recipe, stage, reporter)
+    return records
+
+
+def _run(recipe: Recipe, stage: Stage, reporter: Reporter) -> dict[str, Any]:
+    folder, work = recipe.output / stage.name, recipe.output / f".{stage.name}.work"
+    settings = json.loads(json.dumps(stage_settings(stage)))
+    done = _finished(folder, settings)
+    if done is not None:
+        reporter.tell(f"{stage.name}: done before, in {folder}")
+        return done
+    work.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(recipe.output)
+    place = Workplace(
+        folder=work,
+        find_data=lambda source: replace(source, path=recipe.locate(source.path)),
+        find_model=recipe.locate,
+        tell=lambda line: reporter.tell(f"{stage.name}: {line}"),
+        progress=lambda record: reporter.progress(stage.name, record),
+    )
+    began = time.perf_counter()
+    model = recipe.model_of(stage)
+    with _working(stage, model, place, folder) as (target, details):
+        record = {"name": stage.name, "kind": stage.kind, "settings": settings, **details}
+        record |= {"seconds": round(time.perf_counter() - began, 3), **_origin()}
+        with atomic_file(target / STAGE_FILE) as file:
+            file.write((json.dumps(record, indent=1) + "\n").encode())
+    shutil.rmtree(work, ignore_errors=True)
+    reporter.tell(f"{stage.name}: done, in {folder}")
+    return record
+
+
+@contextmanager
+def _working(stage: Stage, model: str, place: Workplace, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Do the stage; a folder that appears whole when the block ends, and what to record."""
+    if isinstance(stage, GenerateStage):
+        details = _generate(stage, model, place)
+        with atomic_folder(folder) as target:
+            for path in sorted(place.folder.glob("*.*")):
+                shutil.copyfile(path, target / path.name)
+            yield target, details
+        return
+    learner = load_learner(model)
+    learner = replace(learner, parent={**learner.parent, "path": model})
+    learner, details = _make(stage, learner, place)
+    assert isinstance(stage, InitStage | TrainingStage)  # noqa: S101 - all that is left
+    with saved_folder(learner, stage_format(stage, learner), folder, stage.save_dtype) as target:
+        metrics = place.folder / "metrics.jsonl"
+        if metrics.exists():
+            shutil.copyfile(metrics, target / metrics.name)
+        yield target, {"parent": dict(learner.parent), **details}
+
+
+def _make(stage: Stage, learner: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
+    if isinstance(stage, InitStage):
+        return initialise(stage, learner, place)
+    assert isinstance(stage, TrainingStage)  # noqa: S101 - GenerateStage makes no model
+    return learn(stage, learner, place)
+
+
+def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, Any]:
+    prompts = read_prompts(map(place.find_data, stage.prompts), place.tell)
+    writer = load_writer(stage, model)
+    if stage.num_prompts:
+        prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)
+    if not prompts:
+        raise UsageError(f"stage.{stage.name} has no prompts; give prompts, num_prompts or both")
+    return {"target": writer.name, "data": write_replies(writer, stage, prompts, place.folder, place.tell)}
+
+
+def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stage.json says if the folder is there and was made with these settings."""
+    if not folder.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+        made_with = record["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder} is there already and is no finished stage; remove it") from None
+    other = [key for key in settings if made_with.get(key) != settings[key]]
+    if other:
+        raise UsageError(
+            f"{folder} was made with {other[0]} = {made_with.get(other[0])!r:.80}, the recipe says "
+            f"{settings[other[0]]!r:.80}; remove the folder or choose another output"
+        )
+    return record
+
+
+def _origin() -> dict[str, Any]:
+    """Versions and hardware."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return {"versions": versions, "gpu": gpu, "provenance": collect().as_dict()}
