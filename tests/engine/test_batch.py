@@ -186,7 +186,7 @@ CASES = st.lists(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     cases=CASES,
     drafter=st.sampled_from(sorted(drafters())),
