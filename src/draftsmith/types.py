@@ -129,12 +129,14 @@ class Draft:
 
     ``distributions`` holds, for every draft token, the distribution that it was drawn from (the q of the papers); None
     when the drafter is deterministic, which counts as probability 1 for each draft token. ``confidences`` [k] are the
-    drafter's own estimates that each token will be accepted, for the length policy; empty when it has none.
+    drafter's own estimates that each token will be accepted, for the length policy; empty when it has none. ``free``:
+    the tokens cost no forward of a model, as those that are copied.
     """
 
     token_ids: tuple[int, ...]
     distributions: tuple[Distribution, ...] | None = None
     confidences: tuple[float, ...] = ()
+    free: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,11 +96,26 @@ def test_a_draft_model_changes_nothing(shell: Shell, model: str, tmp_path: Path)
     assert drafted["speculation"]["drafter"] == draft
 
 
-def test_a_draft_with_another_vocabulary_is_refused(shell: Shell, model: str, tmp_path: Path) -> None:
+def test_a_draft_with_another_vocabulary_changes_nothing_but_a_note(shell: Shell, model: str, tmp_path: Path) -> None:
     draft = str(tiny_folder(tmp_path / "other", swap=True))
-    code, out, err = shell("generate", "abc", "--target", model, "--draft", draft)
-    assert (code, out) == (1, "")
-    assert "has another vocabulary than the target" in err
+    options = ("generate", "abc", "--target", model, "--raw", "--greedy", "--max-new-tokens", "24")
+    _, plain, silent = shell(*options, "--draft", "none")
+    code, drafted, note = shell(*options, "--draft", draft, "--num-draft-tokens", "3")
+    assert (code, drafted) == (0, plain)
+    assert "its vocabulary differs" not in silent
+    assert f"Note: the draft {draft}: its vocabulary differs, so it drafts by exact text" in note
+    assert "% of a text" in note
+    assert "Note" not in shell(*options, "--draft", draft, "--quiet")[2]
+
+
+def test_a_mix_of_drafters(shell: Shell, model: str, tmp_path: Path) -> None:
+    draft = str(tiny_folder(tmp_path / "draft", seed=1))
+    options = ("generate", "abc", "--target", model, "--raw", "--seed", "1", "--max-new-tokens", "40", "--json")
+    plain = shell.json(*options, "--draft", "none")
+    for choice in (f"{draft}+lookup", f"{draft}+suffix", "suffix"):
+        drafted = shell.json(*options, "--draft", choice, "--num-draft-tokens", "3")
+        assert drafted["token_ids"] == plain["token_ids"]
+        assert drafted["speculation"]["drafter"] == choice
 
 
 def test_the_prompt_may_come_from_standard_input(shell: Shell, model: str) -> None:

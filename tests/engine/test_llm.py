@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import LLM, LoadedModel
 from draftsmith.engine.loading import DraftChoice
-from draftsmith.errors import PromptTooLong, TokenizerError, UsageError
+from draftsmith.errors import DraftsmithError, PromptTooLong, UsageError
 from draftsmith.types import Completion, Message, SamplingParams
 from tests.support.fakes import EOS, FakeModel, byte_tokenizer, fake_target
 
@@ -172,11 +172,25 @@ def test_changing_the_drafter_keeps_the_text_and_the_cache() -> None:
     assert llm.drafter_name == "none"
 
 
-def test_a_draft_with_another_vocabulary_is_refused_and_the_old_one_stays() -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, ALL_OPTIONS], ids=["greedy", "all options"])
+def test_a_draft_with_another_vocabulary_changes_nothing_and_is_told(sampling: SamplingParams) -> None:
+    stranger = LoadedModel("stranger", FakeModel(), byte_tokenizer(first_letter="x"))
+    llm = LLM(fake_target(), stranger, num_draft_tokens=3)
+    for prompt in (PROMPT, PROMPT + "more"):
+        drafted = complete(llm, sampling, prompt)
+        assert drafted.token_ids == complete(LLM(fake_target(), "none"), sampling, prompt).token_ids
+        assert drafted.speculation is not None
+        assert drafted.speculation.num_accepted_tokens > 0
+    assert llm.drafter_note is not None
+    assert llm.drafter_note.startswith("the draft stranger: its vocabulary differs")
+    llm.use_draft(fake_target("same"))
+    assert llm.drafter_note is None
+
+
+def test_a_draft_that_cannot_be_loaded_leaves_the_old_one() -> None:
     llm = LLM(fake_target(), "lookup")
-    stranger = LoadedModel("stranger", FakeModel(), byte_tokenizer(first_letter="Ω"))
-    with pytest.raises(TokenizerError, match="stranger"):
-        llm.use_draft(stranger)
+    with pytest.raises(DraftsmithError, match="no/such/model"):
+        llm.use_draft("./no/such/model.gguf")
     assert llm.drafter_name == "lookup"
 
 

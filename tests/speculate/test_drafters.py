@@ -52,7 +52,8 @@ def test_lookup_is_surer_of_longer_matches() -> None:
 def test_lookup_asks_before_it_drafts() -> None:
     asked: list[tuple[list[float], float | None]] = []
 
-    def wants_more(confidences: Sequence[float], upcoming: float | None) -> bool:
+    def wants_more(confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+        assert not instead
         asked.append((list(confidences), upcoming))
         return False
 

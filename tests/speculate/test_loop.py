@@ -273,8 +273,8 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
         def __init__(self) -> None:
             self.k = 0
 
-        def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
-            del upcoming
+        def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+            del upcoming, instead
             if not confidences:
                 self.k = data.draw(st.integers(0, 6))
             return len(confidences) < self.k

@@ -215,7 +215,7 @@ def chi_square_p(
     p = {text: following(target, params, [*PROMPT, *text]) for text in short_texts()}
     drawn_with_target_noise = rule == "coupled" or cls is SharesTheTargetsNoise
     start, counts = len(PROMPT), Counter[Text]()
-    lookup = PromptLookupDrafter(2, 1).start(request, rule).draft(PROMPT, 2, lambda *_: True)
+    lookup = PromptLookupDrafter(2, 1).start(request, rule).draft(PROMPT, 2, FixedLength(2).wants_more)
     for seed in range(draws):
         noise = Noise(seed)
         draft = lookup

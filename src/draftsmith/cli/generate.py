@@ -58,6 +58,8 @@ def generate(
         from draftsmith.engine import LLM
 
         llm = LLM(**model.for_llm(), prompt_format=prompt_format, progress=progress)
+    if llm.drafter_note is not None and not output.quiet:
+        Terminal.of(sys.stderr).line(f"Note: {llm.drafter_note}.", DIM)
     stream = _begin(llm, text, system, params, raw=raw)
     if json_output:
         sys.stdout.write(json.dumps(completion_json(stream.wait()), ensure_ascii=False) + "\n")

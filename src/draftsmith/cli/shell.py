@@ -156,11 +156,16 @@ class ChatShell:
 
     def _greet(self) -> None:
         self._terminal.line(f"{self._llm.name}, drafter: {self._llm.drafter_name}", BOLD)
+        self._note_drafter()
         legend = "Tinted text was guessed by the drafter. " if self._terminal.color else ""
         self._note(f"{legend}/help lists commands, Ctrl-C stops a reply.\n")
 
     def _note(self, text: str) -> None:
         self._terminal.line(text, DIM)
+
+    def _note_drafter(self) -> None:
+        if self._llm.drafter_note is not None:
+            self._note(f"Note: {self._llm.drafter_note}.")
 
     def _help(self, _: str) -> None:
         for name, (argument, meaning, _action) in self._commands.items():
@@ -177,6 +182,7 @@ class ChatShell:
             with ProgressBars(quiet=self._quiet) as progress:
                 self._llm.use_draft(ref, progress=progress)
         self._note(f"drafter: {self._llm.drafter_name}")
+        self._note_drafter()
 
     def _reset(self, _: str) -> None:
         self._messages.clear()

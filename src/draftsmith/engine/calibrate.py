@@ -40,9 +40,9 @@ class MeasuredLength:
             self._policy = AutoLength(self._measure().costs)
         return self._policy
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """See ``LengthPolicy``."""
-        return self.prepare().wants_more(confidences, upcoming)
+        return self.prepare().wants_more(confidences, upcoming, instead=instead)
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """See ``LengthPolicy``. Before the measurement there were only rounds without a draft: nothing to learn."""

@@ -114,6 +114,11 @@ class LLM:
         return self._drafter.drafter.name if self._drafter is not None else "none"
 
     @property
+    def drafter_note(self) -> str | None:
+        """What there is to know of how the draft model is used, one sentence: another vocabulary, for example."""
+        return self._drafter.note if self._drafter is not None else None
+
+    @property
     def load_s(self) -> float:
         """Seconds that loading took."""
         return self._load_s

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from draftsmith.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.engine.memory import check_memory
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
 from draftsmith.model.protocol import Model
-from draftsmith.speculate import Drafter, ModelDrafter, PromptLookupDrafter, check_same_vocabulary
+from draftsmith.speculate import (
+    Drafter,
+    MixedDrafter,
+    ModelDrafter,
+    PromptLookupDrafter,
+    SuffixDrafter,
+    TranslatedDrafter,
+    compare_vocabularies,
+)
 from draftsmith.text import Tokenizer
 
 __all__ = ["DraftChoice", "LoadedDrafter", "LoadedModel", "load_drafter", "load_model"]
 
 # What a weight takes in memory, block scales included.
 _BITS_PER_WEIGHT = {"4bit": 5.0, "8bit": 9.0, "float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
+
+
+# A match that takes the place of a model's draft has to be longer than one that takes the place of none.
+_FREE_IN_A_MIX: Mapping[str, Callable[[], Drafter]] = MappingProxyType(
+    {"lookup": lambda: PromptLookupDrafter(4, 3), "suffix": lambda: SuffixDrafter(3)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +49,14 @@ DraftChoice = str | Path | LoadedModel | Drafter | None
 
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
-    """A drafter, and the model behind it if there is one, so that its steps can be timed."""
+    """A drafter, and the model behind it if there is one, so that its steps can be timed.
+
+    ``note``: what the user should know of how the draft model is used, in one sentence, if anything.
+    """
 
     drafter: Drafter
     model: Model | None = None
+    note: str | None = None
 
 
 def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_progress) -> LoadedModel:
@@ -65,20 +85,42 @@ def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_
 def load_drafter(
     draft: DraftChoice, target: LoadedModel, options: EngineOptions, progress: Progress = no_progress
 ) -> LoadedDrafter | None:
-    """The drafter for ``draft``: None or ``"none"``, ``"auto"`` (prompt lookup), ``"lookup"``, or a model's reference.
+    """The drafter for ``draft``: None or ``"none"``, ``"auto"`` (prompt lookup), ``"lookup"``, ``"suffix"``, a model's
+    reference, or a mix, ``"MODEL+lookup"`` or ``"MODEL+suffix"``.
 
-    Raises TokenizerError when a draft model has another vocabulary than the target, and what ``load_model`` raises.
+    Raises what ``load_model`` raises.
     """
     if draft is None or draft == "none":
         return None
     if draft in ("auto", "lookup"):
         return LoadedDrafter(PromptLookupDrafter())
-    if not isinstance(draft, str | Path | LoadedModel):
-        return LoadedDrafter(draft)
-    loaded = draft if isinstance(draft, LoadedModel) else load_model(draft, options, progress)
-    check_same_vocabulary(target.tokenizer.fingerprint(), loaded.tokenizer.fingerprint(), target.name, loaded.name)
-    drafter = ModelDrafter(loaded.model, target_vocab_size=target.model.vocab_size, name=loaded.name)
-    return LoadedDrafter(drafter, loaded.model)
+    if draft == "suffix":
+        return LoadedDrafter(SuffixDrafter())
+    if isinstance(draft, str):
+        model_ref, plus, free = draft.rpartition("+")
+        if plus and model_ref and free in _FREE_IN_A_MIX:
+            loaded = _model_drafter(load_model(model_ref, options, progress), target)
+            return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter))
+    if isinstance(draft, str | Path):
+        return _model_drafter(load_model(draft, options, progress), target)
+    return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)
+
+
+def _model_drafter(draft: LoadedModel, target: LoadedModel) -> LoadedDrafter:
+    """Any model can draft: where its vocabulary is not the target's, the text is translated."""
+    width = target.model.vocab_size
+    if target.tokenizer.fingerprint() != draft.tokenizer.fingerprint():
+        vocabularies = compare_vocabularies(target.tokenizer, draft.tokenizer)
+        if vocabularies.method(sampled=True) != "ids":
+            drafter = TranslatedDrafter(
+                draft.model,
+                vocabularies,
+                target_vocab_size=width,
+                max_context=target.model.max_context,
+                name=draft.name,
+            )
+            return LoadedDrafter(drafter, draft.model, f"the draft {draft.name}: {vocabularies.describe()}")
+    return LoadedDrafter(ModelDrafter(draft.model, target_vocab_size=width, name=draft.name), draft.model)
 
 
 def _weight_bytes(checkpoint: Checkpoint, options: EngineOptions) -> int:

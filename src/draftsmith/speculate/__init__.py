@@ -4,9 +4,12 @@ from draftsmith.speculate.adaptive import AutoLength
 from draftsmith.speculate.drafters import (
     Drafter,
     DraftSession,
+    MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
     SteppedDraftSession,
+    SuffixDrafter,
+    TranslatedDrafter,
     WantsMore,
     common_prefix,
 )
@@ -14,7 +17,7 @@ from draftsmith.speculate.loop import Round, generate, token_limit
 from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy
 from draftsmith.speculate.stats import SpeculationCounter
 from draftsmith.speculate.verify import verify
-from draftsmith.speculate.vocabulary import check_same_vocabulary
+from draftsmith.speculate.vocabulary import VocabularyMap, check_same_vocabulary, compare_vocabularies
 
 __all__ = [
     "AutoLength",
@@ -24,14 +27,19 @@ __all__ = [
     "Drafter",
     "FixedLength",
     "LengthPolicy",
+    "MixedDrafter",
     "ModelDrafter",
     "PromptLookupDrafter",
     "Round",
     "SpeculationCounter",
     "SteppedDraftSession",
+    "SuffixDrafter",
+    "TranslatedDrafter",
+    "VocabularyMap",
     "WantsMore",
     "check_same_vocabulary",
     "common_prefix",
+    "compare_vocabularies",
     "generate",
     "token_limit",
     "verify",

@@ -26,6 +26,7 @@ __all__ = ["AutoLength"]
 
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence; finer where most draft tokens are
 _PRIOR = (0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.95, 0.98)  # acceptance expected before anything is known, for each bin
+_FREE_PRIOR = (0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 0.9, 0.97)  # of copied tokens
 _OPTIMISM = 1.0  # standard deviations
 _FADE = 0.98  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
@@ -61,8 +62,38 @@ class _Rate:
         return min(1.0, value + _OPTIMISM * math.sqrt(value * max(0.0, 1 - value) / self._trials))
 
 
+class _Record:
+    """How often draft tokens of one kind (drawn by a model, or free) were accepted."""
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        self._by_confidence = [_Rate(value, memory=100) for value in prior]
+        self.first = _Rate(0.6, memory=40)  # acceptance of a round's first draft token, before it is drafted
+        self.later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
+
+    def of(self, confidence: float) -> _Rate:
+        """Acceptance of tokens with such a confidence, given that those before were accepted."""
+        return self._by_confidence[bisect_right(_EDGES, confidence)]
+
+    def see(self, draft: Draft, num_accepted: int) -> None:
+        """Take in what became of a draft's tokens up to the first rejection; none after it was judged."""
+        for i in range(min(num_accepted + 1, len(draft.token_ids))):
+            hit = float(i < num_accepted)
+            (self.later if i else self.first).see(hit)
+            if draft.confidences:
+                self.of(draft.confidences[i]).see(hit)
+
+    def fade(self) -> None:
+        """A round went by without a draft of this kind."""
+        self.first.fade(_FADE)
+        for rate in self._by_confidence:
+            rate.fade(_FADE_BY_CONFIDENCE)
+
+
 class AutoLength:
     """A ``LengthPolicy`` for any drafter: never much slower than plain decoding, near the best fixed length or better.
+
+    Where a drafter has free tokens (copied ones) and a model besides, each round goes the way that is expected to gain
+    more: free tokens cost only their check, but a poor one also takes the place of a model's draft.
 
     It may be kept for later texts, and then starts with what it has learnt; under the rejection rule, where the length
     of drafts decides which noise is used, take a new one per text if the text is to be reproducible.
@@ -71,61 +102,60 @@ class AutoLength:
     def __init__(self, costs: Costs, max_length: int = 16) -> None:
         self._costs = costs
         self._max_length = max_length
-        self._by_confidence = [_Rate(prior, memory=100) for prior in _PRIOR]
-        self._first = _Rate(0.6, memory=40)  # acceptance of a round's first draft token, before it is drafted
-        self._later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
+        self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR)
         self._speed = _Rate(1.0, memory=50, weight=8)  # tokens per unit of cost, as achieved
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """Whether drafting one token more, and perhaps others after it, is expected to pay."""
         drafted = len(confidences)
         if drafted >= self._max_length:
             return False
-        reach = 1.0
-        for confidence in confidences:
-            reach *= self._bin(confidence).value
-        following = self._later if upcoming is None else self._bin(upcoming)
-        coming = following if drafted or upcoming is not None else self._first
-        return self._pays(reach, coming.value if drafted else coming.optimistic, following.value, drafted)
+        if upcoming is None:
+            return self._gain_of_drawing(confidences) > 0
+        following = self._free.of(upcoming)
+        chance = following.value if drafted else following.optimistic
+        gain = self._gain(_product(self._free, confidences), chance, following.value, drafted, 0.0)
+        return gain > 0 and not (instead and self._gain_of_drawing(confidences) > gain)
 
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
         other = copy.copy(self)
-        other._by_confidence = [copy.copy(rate) for rate in self._by_confidence]
-        other._first, other._later, other._speed = (copy.copy(r) for r in (self._first, self._later, self._speed))
+        other._drawn, other._free, other._speed = copy.deepcopy((self._drawn, self._free, self._speed))
         return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted, and what the round wrote for its cost."""
         drafted = verdict.num_draft_tokens
-        cost = drafted * self._costs.draft_step + self._costs.verify_cost(drafted + 1)
-        self._speed.see(verdict.num_accepted + 1, cost)
-        for i in range(min(verdict.num_accepted + 1, drafted)):  # no token after the first rejection was judged
-            hit = float(i < verdict.num_accepted)
-            (self._later if i else self._first).see(hit)
-            if draft.confidences:
-                self._bin(draft.confidences[i]).see(hit)
-        if drafted == 0:
-            self._first.fade(_FADE)
-            for rate in self._by_confidence:
-                rate.fade(_FADE_BY_CONFIDENCE)
+        drafting = 0.0 if draft.free else drafted * self._costs.draft_step
+        self._speed.see(verdict.num_accepted + 1, drafting + self._costs.verify_cost(drafted + 1))
+        for record, used in ((self._drawn, not draft.free), (self._free, draft.free)):
+            if used and drafted:
+                record.see(draft, verdict.num_accepted)
+            else:
+                record.fade()
 
-    def _bin(self, confidence: float) -> _Rate:
-        return self._by_confidence[bisect_right(_EDGES, confidence)]
+    def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
+        record, drafted = self._drawn, len(confidences)
+        chance = record.later.value if drafted else record.first.optimistic
+        reach = _product(record, confidences)
+        return self._gain(reach, chance, record.later.value, drafted, self._costs.draft_step)
 
-    def _pays(self, reach: float, chance: float, following: float, drafted: int) -> bool:
-        """Whether for some number of further tokens the expected gain exceeds the cost.
+    def _gain(self, reach: float, chance: float, following: float, drafted: int, draft_step: float) -> float:
+        """The most that some number of further tokens is expected to gain above what its cost gains elsewhere.
 
         ``reach`` is the probability that all tokens so far are accepted, ``chance`` that the next one is then, and
-        ``following`` the same for each one after it.
+        ``following`` the same for each one after it. Not positive: no number of tokens pays.
         """
         rate = max(1.0, self._speed.value)
-        gain = 0.0
+        gain, best = 0.0, -math.inf
         for k in range(drafted + 1, self._max_length + 1):
             reach *= chance
             chance = following
-            step = self._costs.verify_cost(k + 1) - self._costs.verify_cost(k)
-            gain += reach - rate * (self._costs.draft_step + step)
-            if gain > 0:
-                return True
-        return False
+            gain += reach - rate * (draft_step + self._costs.verify_cost(k + 1) - self._costs.verify_cost(k))
+            best = max(best, gain)
+        return best
+
+
+def _product(record: _Record, confidences: Sequence[float]) -> float:
+    """The probability that all of a round's tokens so far are accepted."""
+    return math.prod(record.of(confidence).value for confidence in confidences)

@@ -52,7 +52,7 @@ class CostModel:
 class LengthPolicy(Protocol):
     """Decides, token by token, whether drafting one more pays."""
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """See ``drafters.protocol.WantsMore``. Changes nothing."""
         ...
 
@@ -67,9 +67,9 @@ class FixedLength:
 
     length: int
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None) -> bool:
-        """Whether there are fewer than ``length`` yet."""
-        del upcoming
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+        """Whether there are fewer than ``length`` yet. Free tokens are always welcome."""
+        del upcoming, instead
         return len(confidences) < self.length
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:

@@ -72,7 +72,7 @@ class PromptLookupSession:
         while len(drawn) < max_tokens and wants_more([confidence] * len(drawn), confidence):
             at = source + len(drawn)
             drawn.append(self._indexed[at] if at < len(self._indexed) else drawn[at - len(self._indexed)])
-        return Draft(tuple(drawn), None, (confidence,) * len(drawn))
+        return Draft(tuple(drawn), None, (confidence,) * len(drawn), free=bool(drawn))
 
     def commit(self, verdict: Verdict) -> None:
         """Nothing to undo: only the text itself is indexed."""

@@ -12,11 +12,11 @@ from draftsmith.sampling import Noise, NoiseSource, TokenHistory, needs_history,
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
 
-__all__ = ["ModelDraftSession", "ModelDrafter"]
+__all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "drive", "softmax_at"]
 
 
 class ModelDrafter:
-    """Drafts with a smaller model of the same vocabulary (``vocabulary.check_same_vocabulary``).
+    """Drafts with a smaller model of the same vocabulary (else see ``TranslatedDrafter``).
 
     ``target_vocab_size`` is the width of the target's logits: ids that the target cannot write are never drafted.
     """
@@ -75,15 +75,7 @@ class ModelDraftSession:
 
     def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
         """See ``protocol.DraftSession.draft``. Unread text and the first step are one forward."""
-        steps = self.steps(token_ids, max_tokens, wants_more)
-        logits: Logits | None = None
-        while True:
-            try:
-                run = next(steps) if logits is None else steps.send(logits)
-            except StopIteration as drafted:
-                draft: Draft = drafted.value
-                return draft
-            [logits] = self._model.forward([run])
+        return drive(self._model, self.steps(token_ids, max_tokens, wants_more))
 
     def steps(
         self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
@@ -105,7 +97,7 @@ class ModelDraftSession:
             q = process(logits, self._params, self._history)
             drawn.append(self._draw(q, len(token_ids) + len(drawn), len(token_ids)))
             distributions.append(q)
-            confidences.append(_softmax_at(logits, drawn[-1]) if self._params.greedy else probability_of(q, drawn[-1]))
+            confidences.append(softmax_at(logits, drawn[-1]) if self._params.greedy else probability_of(q, drawn[-1]))
             if self._history is not None:
                 self._history.push(drawn[-1])
         sampled = self._rule == "rejection" and not self._params.greedy
@@ -155,12 +147,24 @@ class ModelDraftSession:
         del self._held[length:]
 
 
+def drive(model: Model, steps: Generator[TokenRun, Logits, Draft]) -> Draft:
+    """Run ``steps`` (``protocol.SteppedDraftSession``) to the end."""
+    logits: Logits | None = None
+    while True:
+        try:
+            run = next(steps) if logits is None else steps.send(logits)
+        except StopIteration as drafted:
+            draft: Draft = drafted.value
+            return draft
+        [logits] = model.forward([run])
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """The number of leading tokens that ``a`` and ``b`` share."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
-def _softmax_at(logits: npt.NDArray[np.float32], token_id: int) -> float:
+def softmax_at(logits: npt.NDArray[np.float32], token_id: int) -> float:
     """softmax(logits)[token_id], in float32: good enough for a confidence."""
     return float(1.0 / np.exp(logits - logits[token_id]).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol, runtime_checkable
 
 from draftsmith.model.protocol import Logits, Model, TokenRun
@@ -10,12 +10,18 @@ from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
 __all__ = ["DraftSession", "Drafter", "SteppedDraftSession", "WantsMore"]
 
-WantsMore = Callable[[Sequence[float], float | None], bool]
-"""``wants_more(confidences, upcoming)``: whether to draft one token more.
 
-``confidences`` are those of the round's draft tokens so far (none yet: whether to draft at all). ``upcoming`` is the
-confidence of the next token where the drafter knows it for nothing and without having drawn it, else None.
-"""
+class WantsMore(Protocol):
+    """Whether to draft one token more."""
+
+    def __call__(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+        """``confidences`` are those of the round's draft tokens so far (none yet: whether to draft at all).
+
+        ``upcoming`` is the confidence of the next token where the drafter knows it for nothing and without having drawn
+        it (that token is then free), else None. ``instead``: if the answer is no, the drafter can draw tokens at a cost
+        in place of the free one; is the free one the better way?
+        """
+        ...
 
 
 class DraftSession(Protocol):
