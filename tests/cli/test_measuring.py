@@ -1,4 +1,4 @@
-"""bench and certify as commands: their objects, pages and exit codes, on a tiny real model."""
+"""bench, certify and eval as commands: their objects, pages and exit codes, on a tiny real model."""
 
 from __future__ import annotations
 
@@ -86,6 +86,24 @@ def test_certify_fails_when_texts_differ(
     assert "Verdict: differs: 2 of 2 greedy replies differ" in out
 
 
+def test_eval_runs_all_its_tasks(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abc def " * 40)
+    tasks = ("perplexity", "passkey", "needle", "acceptance", "--text", str(text), "--context", "128")
+    grid = ("--lengths", "200", "--depths", "0,1", "--trials", "1", "--prompts", prompts, "--max-new-tokens", "8")
+    code, out, err = run(capsys, "eval", *tasks, *grid, "--target", models[0], "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    check_schema(value, "eval")
+    assert list(value["tasks"]) == ["perplexity", "passkey", "needle", "acceptance"]
+    code, out, err = run(capsys, "eval", "needle", *grid, "--target", models[0])
+    assert (code, err) == (0, "")
+    assert "## needle" in out
+    assert "| 100% | 0/1 |" in out
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -95,6 +113,9 @@ def test_certify_fails_when_texts_differ(
         (("certify", "--page", "x.pdf"), "ends in .html or .md"),
         (("certify", "--temperature", "0"), "which is greedy"),
         (("certify", "--prompts", "/no/such/file"), "cannot be read"),
+        (("eval", "colour"), "there is no task 'colour'"),
+        (("eval", "perplexity"), "needs a text"),
+        (("eval", "--lengths", "1,x"), "whole numbers with commas"),
     ],
 )
 def test_wrong_use_is_told_before_work(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from draftsmith.cli import bench, certify, chat, generate, models
+from draftsmith.cli import bench, certify, chat, evaluate, generate, models, train
 from draftsmith.cli.options import add_command
 from draftsmith.errors import DraftsmithError
 
@@ -52,6 +52,8 @@ def build() -> typer.Typer:
     add_command(app, chat.chat)
     add_command(app, bench.bench)
     add_command(app, certify.certify)
+    add_command(app, evaluate.eval_)
+    add_command(app, train.train)
     app.add_typer(models.build(), name="models")
     return app
 

@@ -1,0 +1,131 @@
+"""``draftsmith eval``: how good a model is at reading, remembering, and being drafted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from draftsmith.cli.measuring import MeasureOptions, ResultOptions, Ticker, origin_of
+from draftsmith.cli.options import ModelOptions
+from draftsmith.cli.progress import ProgressBars
+from draftsmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from draftsmith.engine import LLM
+
+__all__ = ["eval_"]
+
+TASKS = ("perplexity", "passkey", "needle", "acceptance")
+
+
+def eval_(
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="[perplexity|passkey|needle|acceptance]...", show_default=False)
+    ] = None,
+    *,
+    text: Annotated[str | None, typer.Option(metavar="FILE", help="perplexity: the text to read, UTF-8.")] = None,
+    context: Annotated[int, typer.Option(metavar="N", help="perplexity: tokens of a window.")] = 1024,
+    windows: Annotated[int, typer.Option(metavar="N", help="perplexity: at most N windows.")] = 16,
+    lengths: Annotated[
+        str, typer.Option(metavar="N,N", help="passkey, needle: tokens of the prompts.")
+    ] = "512,1024,2048",
+    depths: Annotated[
+        str, typer.Option(metavar="P,P", help="passkey, needle: where the fact stands, 0 to 1.")
+    ] = "0,0.25,0.5,0.75,1",
+    trials: Annotated[int, typer.Option(metavar="N", help="passkey, needle: questions in each cell.")] = 2,
+    temperatures: Annotated[
+        str, typer.Option(metavar="T,T", help="acceptance: temperatures to answer the prompts at.")
+    ] = "0,0.7,1",
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of texts and of sampled replies.")] = 0,
+    measure: MeasureOptions,
+    result: ResultOptions,
+    model: ModelOptions,
+) -> None:
+    """Evaluate a model.
+
+    perplexity: by position, over the windows of a text. passkey and needle: grids of length and depth, a fact in a text
+    of ours. acceptance: of the drafter, by temperature and by length of the prompt. Without a task: passkey and needle,
+    perplexity too if there is a text.
+    """
+    result.check()
+    chosen = _chosen(tasks, text)
+    lengths_, depths_, heats = (
+        _integers("--lengths", lengths),
+        _floats("--depths", depths),
+        _floats("--temperatures", temperatures),
+    )
+    words = _read(text) if text is not None else None
+    items = measure.items() if "acceptance" in chosen else ()
+    with ProgressBars(quiet=result.quiet) as progress:
+        from draftsmith.engine import LLM
+
+        llm = LLM(progress=progress, **model.for_llm())
+    from draftsmith.measure.acceptance import measure_acceptance
+    from draftsmith.measure.eval_output import acceptance_json, eval_text, grid_json
+    from draftsmith.measure.needles import measure_needles
+    from draftsmith.types import SamplingParams
+
+    found: dict[str, Any] = {}
+    ticker = Ticker(result.quiet)
+    try:
+        for task in chosen:
+            if task == "perplexity":
+                found[task] = _perplexity(llm, words or "", context, windows, ticker)
+            elif task == "acceptance":
+                params = SamplingParams(max_new_tokens=measure.max_new_tokens, seed=seed)
+                found[task] = acceptance_json(measure_acceptance(llm, items, heats, params, ticker))
+            elif task == "passkey" or task == "needle":  # noqa: PLR1714 (so that the type is known)
+                cells = measure_needles(llm, task, lengths_, depths_, trials=trials, seed=seed, report=ticker)
+                found[task] = grid_json(cells)
+    finally:
+        ticker.close()
+    options = {"seed": seed, "text": text, "max_new_tokens": measure.max_new_tokens}
+    value = {"tasks": found, "provenance": origin_of(model, measure.path, options)}
+    result.give(value, eval_text(value))
+
+
+def _chosen(tasks: list[str] | None, text: str | None) -> list[str]:
+    chosen = list(dict.fromkeys(tasks or (["perplexity"] if text is not None else []) + ["passkey", "needle"]))
+    for task in chosen:
+        if task not in TASKS:
+            raise UsageError(f"there is no task {task!r}; choose from {', '.join(TASKS)}")
+    if "perplexity" in chosen and text is None:
+        raise UsageError("perplexity needs a text to read; give one with --text FILE")
+    return chosen
+
+
+def _perplexity(llm: LLM, words: str, context: int, windows: int, ticker: Ticker) -> dict[str, Any]:
+    from draftsmith.measure.eval_output import perplexity_json
+    from draftsmith.measure.perplexity import measure_perplexity
+
+    tokenizer = llm.tokenizer
+    ids = tokenizer.encode(words, add_bos=False)
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    model = llm.target.model
+    size = min(context, model.max_context)
+    return perplexity_json(measure_perplexity(model, ids, context=size, bos_id=bos, limit=windows, report=ticker))
+
+
+def _read(text: str) -> str:
+    try:
+        return Path(text).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text} is not UTF-8 text (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise UsageError(f"{text} cannot be read ({error.strerror}); give a text file") from None
+
+
+def _floats(option: str, values: str) -> list[float]:
+    try:
+        return [float(value) for value in values.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is {values!r}; write numbers with commas between them") from None
+
+
+def _integers(option: str, values: str) -> list[int]:
+    try:
+        return [int(value) for value in values.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is {values!r}; write whole numbers with commas between them") from None
