@@ -241,10 +241,10 @@ NB_MODULE(_native, m) {
     m.doc() = "The native engine: packed weights, KV caches and the forward pass of decoder stacks.";
 
     m.def("instruction_sets", &instruction_sets, "The sets of kernels that this processor runs, slowest first; the first is the specification.");
-    m.def("packed_size", &packed_size, "type"_a, "rows"_a, "cols"_a, "Bytes of a packed matrix.");
-    m.def("pack", &pack, "type"_a, "rows"_a, "cols"_a, "source"_a, "destination"_a, "team"_a, "Pack a matrix from row-major blocks.");
-    m.def("unpack_rows", &unpack_rows, "type"_a, "rows"_a, "cols"_a, "packed"_a, "wanted"_a, "Rows of a packed matrix as float32.");
-    m.def("matmul", &matmul, "type"_a, "rows"_a, "cols"_a, "packed"_a, "x"_a, "instruction_set"_a, "team"_a, "repeats"_a = 1,
+    m.def("packed_size", &packed_size, "block_type"_a, "rows"_a, "cols"_a, "Bytes of a packed matrix.");
+    m.def("pack", &pack, "block_type"_a, "rows"_a, "cols"_a, "source"_a, "destination"_a, "team"_a, "Pack a matrix from row-major blocks.");
+    m.def("unpack_rows", &unpack_rows, "block_type"_a, "rows"_a, "cols"_a, "packed"_a, "wanted"_a, "Rows of a packed matrix as float32.");
+    m.def("matmul", &matmul, "block_type"_a, "rows"_a, "cols"_a, "packed"_a, "x"_a, "instruction_set"_a, "team"_a, "repeats"_a = 1,
           "x [m][cols] times the transposed packed matrix: [m][rows].");
 
     nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that work on one forward pass at a time.").def(nb::init<int>(), "size"_a).def_prop_ro("size", &ThreadTeam::size);

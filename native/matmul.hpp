@@ -10,6 +10,8 @@ namespace {
 
 template <BlockType T> struct Format { static constexpr FormatInfo info = format_info(T); };
 
+constexpr size_t kPrefetch = 2048;  // bytes ahead
+
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
 // The eight vectors of codes of a group.
@@ -84,6 +86,9 @@ inline void tile_quant(const uint8_t* tile, size_t cols, const QuantRows& x, siz
     const QuantGroup* x_group = x.at(row, 0);  // the MT rows lie in one block of rows
     for (int t = 0; t < MT; ++t) acc[t] = S::splat(0.0f);
     for (size_t g = 0; g < groups; ++g, x_group += kQuantBlock) {
+        // The processor's own prefetching stops at page boundaries; at many tokens a group takes long enough to see that.
+        for (size_t line = 0; line < code_bytes(f); line += 64) __builtin_prefetch(codes_at + g * code_bytes(f) + line + kPrefetch);
+        __builtin_prefetch(tile + g * header_bytes(f) / (f.super_block ? kSuperGroup : 1) + kPrefetch / 4);
         typename S::U codes[8];
         typename S::F scale[2], minimum;
         load_codes<S, f.bits>(codes_at + g * code_bytes(f), codes);

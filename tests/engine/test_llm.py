@@ -271,3 +271,33 @@ def test_several_prompts_and_token_ids() -> None:
     assert texts == [complete(llm, GREEDY, "abc ").text, complete(llm, GREEDY, "gfe ").text]
     assert llm.generate([97, 98, 99, 32], GREEDY)[0].text == texts[0]
     assert llm.generate([], GREEDY) == []
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, ALL_OPTIONS], ids=["greedy", "all options"])
+@pytest.mark.parametrize("draft", ["none", "lookup", "itself"])
+def test_prompts_together_and_alone(sampling: SamplingParams, draft: str) -> None:
+    """Texts, tokens, reasons, stop strings and counters; only times differ."""
+    llm = LLM(fake_target(eos_after=70), fake_target("itself", eos_after=70) if draft == "itself" else draft)
+    params = dataclasses.replace(sampling, stop=("ga", "bb"), logprobs=1)
+    prompts = [PROMPT, "abc", PROMPT + "a", "h" * 40]
+    together = llm.generate(prompts, params)
+    for prompt, completion in zip(prompts, together, strict=True):
+        single = complete(llm, params, prompt)
+        assert (completion.text, completion.token_ids) == (single.text, single.token_ids)
+        assert completion.finish_reason == single.finish_reason
+        assert completion.logprobs == single.logprobs
+        assert (completion.speculation is None) == (draft == "none")
+    assert {completion.finish_reason for completion in together} == {"stop"}
+
+
+def test_one_prompt_too_long_among_others_is_told_before_anything_is_written() -> None:
+    llm = LLM(fake_target(max_context=32), "lookup")
+    with pytest.raises(PromptTooLong, match="has 40 tokens"):
+        llm.generate(["abc", "a" * 40], GREEDY)
+
+
+def test_sampled_drafts_under_rejection_do_not_depend_on_the_other_prompts() -> None:
+    llm = LLM(fake_target(), fake_target("stranger", seed=9), rule="rejection")
+    prompts = ["abc ", "gfe ", "h"]
+    texts = [completion.text for completion in llm.generate(prompts, ALL_OPTIONS)]
+    assert texts == [complete(llm, ALL_OPTIONS, prompt).text for prompt in prompts]

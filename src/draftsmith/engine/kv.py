@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from draftsmith.engine.memory import available_memory
+from draftsmith.model.memory import available_memory
 from draftsmith.model.protocol import KVCache, Model
 from draftsmith.speculate import DraftSession
 

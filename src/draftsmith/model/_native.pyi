@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 def instruction_sets() -> list[str]: ...
-def packed_size(type: int, rows: int, cols: int) -> int: ...
+def packed_size(block_type: int, rows: int, cols: int) -> int: ...
 def pack(
-    type: int,
+    block_type: int,
     rows: int,
     cols: int,
     source: npt.NDArray[np.uint8],
@@ -16,10 +16,10 @@ def pack(
     team: ThreadTeam,
 ) -> None: ...
 def unpack_rows(
-    type: int, rows: int, cols: int, packed: npt.NDArray[np.uint8], wanted: Sequence[int]
+    block_type: int, rows: int, cols: int, packed: npt.NDArray[np.uint8], wanted: Sequence[int]
 ) -> npt.NDArray[np.float32]: ...
 def matmul(
-    type: int,
+    block_type: int,
     rows: int,
     cols: int,
     packed: npt.NDArray[np.uint8],

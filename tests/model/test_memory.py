@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from draftsmith.engine import memory
 from draftsmith.errors import OutOfMemory
+from draftsmith.model import memory
 
 
 def test_the_machine_has_some() -> None:
