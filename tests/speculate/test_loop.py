@@ -236,13 +236,16 @@ def test_a_cache_that_holds_the_prompts_beginning_is_used(table_model: Factory) 
     assert target.reads[0] == 2
 
 
-def test_the_prompts_round_is_not_kept_waiting_for_a_draft(table_model: Factory) -> None:
+@pytest.mark.parametrize("k", [0, 4])
+def test_the_draft_model_reads_the_prompt_in_its_round_if_it_is_going_to_draft(k: int, table_model: Factory) -> None:
     target, draft_model = table_model(V), table_model(V, noise=0.2)
     request = Request(prompt_ids=PROMPT, sampling=GREEDY)
     session = ModelDrafter(draft_model, target_vocab_size=V).start(request, "coupled")
-    rounds = generate(target, target.new_cache(), request, session=session)
+    rounds = generate(target, target.new_cache(), request, session=session, policy=FixedLength(k))
     next(rounds)
-    assert (target.reads, draft_model.reads) == ([len(PROMPT)], [])
+    assert (target.reads, draft_model.reads) == ([len(PROMPT)], [len(PROMPT)] if k else [])
+    next(rounds)
+    assert draft_model.reads[1:] == [1] * k
 
 
 def test_every_round_is_committed(table_model: Factory) -> None:

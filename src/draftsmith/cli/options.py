@@ -34,7 +34,10 @@ class ModelOptions:
     ] = "smollm2-135m-instruct"
     draft: Annotated[
         str,
-        typer.Option(metavar="REF|lookup|none|auto", help="The drafter that guesses ahead: a model, or prompt lookup."),
+        typer.Option(
+            metavar="REF|lookup|suffix|REF+lookup|none|auto",
+            help="The drafter that guesses ahead: a model with any tokenizer, copies from the text itself, or both.",
+        ),
     ] = "auto"
     backend: Annotated[str, typer.Option(metavar="native", help="The engine that runs the models.")] = "native"
     dtype: Annotated[

@@ -80,7 +80,7 @@ def generate(
     ids, end = list(request.prompt_ids), len(request.prompt_ids) + token_limit(request, cache.capacity)
     history = TokenHistory(ids) if needs_history(params) else None
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-    draft = _NO_DRAFT  # the first round reads the prompt and writes one token: it is not kept waiting for a draft
+    draft = _NO_DRAFT  # the first round reads the prompt and writes one token; it drafts nothing
     while True:
         start = len(ids)
         run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
@@ -94,6 +94,8 @@ def generate(
             policy.learn(draft, verdict)
         if history:
             record(history, ids[len(request.prompt_ids) + history.reply_length :])
+        if session and start == len(request.prompt_ids) and policy.wants_more((), None):
+            session.read(ids)  # the prompt, as part of prefill; not where drafting is not worth it
         yield finished
         if finished.finish_reason:
             return
