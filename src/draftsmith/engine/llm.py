@@ -13,11 +13,15 @@ from statistics import median
 from typing import Literal, cast
 
 from draftsmith.engine.assemble import TextAssembler
+from draftsmith.engine.batch import Engine
 from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
+from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
 from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress, no_progress
+from draftsmith.engine.reply import Reply
 from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
+from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
 from draftsmith.model.storage import Dtype, Quantize
 from draftsmith.speculate import FixedLength, LengthPolicy, generate
@@ -143,11 +147,18 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
         """Continue each prompt as it stands (no prompt format). One prompt gives a list of one.
 
+        Several prompts are written together, each with the tokens that it would have alone. Drafts that are sampled
+        under the rejection rule are the exception: there the text depends on their lengths, so it is one by one.
+
         Raises PromptTooLong, UsageError.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         every = cast("Sequence[Prompt]", [prompts] if single else prompts)
-        return [self.stream(prompt, sampling).wait() for prompt in every]
+        params = sampling or SamplingParams()
+        alone = self._options.rule == "rejection" and self._drafter is not None and not params.greedy
+        if len(every) > 1 and not alone:
+            return self._generate_together(every, params)
+        return [self.stream(prompt, params).wait() for prompt in every]
 
     def chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> Completion:
         """The assistant's next message, in the model's prompt format.
@@ -159,8 +170,7 @@ class LLM:
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> TextStream:
         """Like ``generate`` for one prompt, piece by piece."""
         params = sampling or SamplingParams()
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._start(tuple(ids), params, params.stop)
+        return self._start(self._ids_of(prompt), params, params.stop)
 
     def stream_chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> TextStream:
         """Like ``chat``, piece by piece."""
@@ -168,12 +178,39 @@ class LLM:
         prompt = self.prompt_format.encode(messages, add_generation_prompt=True)
         return self._start(prompt.token_ids, params, (*params.stop, *self.prompt_format.stop_strings))
 
-    def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
+    def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+
+    def _request(
+        self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]
+    ) -> tuple[Request, Reply]:
+        """What is asked of the model, with a seed where one is needed, and what gathers the reply."""
         self._check_ids(prompt_ids, "the prompt")
         self._check_ids(params.logit_bias, "logit_bias")
         seed = None if params.greedy else secrets.randbits(63) if params.seed is None else params.seed
-        drafter = self._drafter.drafter if self._drafter is not None else None
         request = Request(prompt_ids=prompt_ids, sampling=dataclasses.replace(params, seed=seed or 0))
+        drafter = self._drafter.drafter.name if self._drafter is not None else None
+        return request, Reply(TextAssembler(self.tokenizer, stops), request, drafter=drafter, seed=seed)
+
+    def _generate_together(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Completion]:
+        """All prompts through the batched engine."""
+        k = self._options.num_draft_tokens
+        engine = Engine(
+            self._target.model,
+            eos_ids=self.tokenizer.eos_ids,
+            drafter=self._drafter.drafter if self._drafter is not None else None,
+            draft_model=self._drafter.model if self._drafter is not None else None,
+            costs=lambda: self._measured().costs,
+            num_draft_tokens=None if k == "auto" else k,
+            rule=self._options.rule,
+            limits=EngineLimits(max_waiting=len(prompts)),
+        )
+        texts = [self._request(self._ids_of(prompt), params, params.stop) for prompt in prompts]
+        return write_together(engine, texts, self._load_s)
+
+    def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
+        request, reply = self._request(prompt_ids, params, stops)
+        drafter = self._drafter.drafter if self._drafter is not None else None
         state = self._store.take(request, drafter, self._options.rule)
         policy = self._policy_for(params)
         rounds = generate(
@@ -187,10 +224,7 @@ class LLM:
         )
         return TextStream(
             rounds,
-            TextAssembler(self.tokenizer, stops),
-            request,
-            drafter=drafter.name if drafter is not None else None,
-            seed=seed,
+            reply,
             load_s=self._load_s,
             before_drafting=policy.prepare if drafter is not None and isinstance(policy, MeasuredLength) else None,
             on_plain_round=self._plain_rounds.append,
