@@ -22,10 +22,12 @@ from draftsmith.speculate import (
     CostModel,
     Drafter,
     DraftSession,
+    MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
     Round,
     SpeculationCounter,
+    SuffixDrafter,
     WantsMore,
     generate,
 )
@@ -94,11 +96,15 @@ def drafters(**options: int) -> dict[str, Drafter | None]:
         "stranger": SharedFakeModel(9),
         "short": SharedFakeModel(max_context=70),
     }
+    of_models = {name: ModelDrafter(models[name], target_vocab_size=VOCAB_SIZE, name=name) for name in models}
     return {
         "none": None,
         "lookup": PromptLookupDrafter(3, 1),
+        "suffix": SuffixDrafter(2, remember=500),
         "random": RandomDrafter(),
-        **{name: ModelDrafter(model, target_vocab_size=VOCAB_SIZE, name=name) for name, model in models.items()},
+        "mixed": MixedDrafter(PromptLookupDrafter(3, 1), of_models["itself"]),
+        "random mixed": MixedDrafter(RandomDrafter(), of_models["stranger"]),
+        **of_models,
     }
 
 

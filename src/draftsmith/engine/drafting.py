@@ -124,7 +124,7 @@ class BatchDrafter:
         for task, draft in drafts.items():
             if isinstance(draft, Draft) and draft.token_ids:
                 task.propose(draft)
-                task.drafter_read = len(task.ids)
+                task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
 
     def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int]) -> None:

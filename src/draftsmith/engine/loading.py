@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from draftsmith.checkpoint import Checkpoint, open_checkpoint
-from draftsmith.model.memory import check_memory
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
+from draftsmith.model.memory import check_memory
 from draftsmith.model.protocol import Model
 from draftsmith.speculate import (
     Drafter,
