@@ -1,4 +1,4 @@
-"""bench, certify and eval as commands: their objects, pages and exit codes, on a tiny real model."""
+"""bench, certify, eval and plan as commands: their objects, pages and exit codes, on a tiny real model."""
 
 from __future__ import annotations
 
@@ -104,6 +104,16 @@ def test_eval_runs_all_its_tasks(
     assert "| 100% | 0/1 |" in out
 
 
+def test_plan_gives_its_advice(capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str) -> None:
+    options = ("--target", models[0], "--candidate", models[1], "--candidate", "lookup", "--max-new-tokens", "16")
+    code, out, err = run(capsys, "plan", *options, "--prompts", prompts, "--limit", "1", "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    check_schema(value, "plan")
+    assert {candidate["draft"] for candidate in value["candidates"]} == {models[1], "lookup"}
+    assert value["provenance"]["weights_sha256"]["target"]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -113,6 +123,8 @@ def test_eval_runs_all_its_tasks(
         (("certify", "--page", "x.pdf"), "ends in .html or .md"),
         (("certify", "--temperature", "0"), "which is greedy"),
         (("certify", "--prompts", "/no/such/file"), "cannot be read"),
+        (("plan", "--num-draft-tokens", "4"), "chooses the draft length itself"),
+        (("plan", "--rule", "rejection"), "forecasts the coupled rule"),
         (("eval", "colour"), "there is no task 'colour'"),
         (("eval", "perplexity"), "needs a text"),
         (("eval", "--lengths", "1,x"), "whole numbers with commas"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from draftsmith.errors import UsageError
 
 if TYPE_CHECKING:
     from draftsmith.engine import LLM
+    from draftsmith.measure.needles import NeedleTask
 
 __all__ = ["eval_"]
 
@@ -76,8 +77,10 @@ def eval_(
             elif task == "acceptance":
                 params = SamplingParams(max_new_tokens=measure.max_new_tokens, seed=seed)
                 found[task] = acceptance_json(measure_acceptance(llm, items, heats, params, ticker))
-            elif task == "passkey" or task == "needle":  # noqa: PLR1714 (so that the type is known)
-                cells = measure_needles(llm, task, lengths_, depths_, trials=trials, seed=seed, report=ticker)
+            else:
+                cells = measure_needles(
+                    llm, cast("NeedleTask", task), lengths_, depths_, trials=trials, seed=seed, report=ticker
+                )
                 found[task] = grid_json(cells)
     finally:
         ticker.close()

@@ -1,0 +1,65 @@
+"""``draftsmith plan``: which drafter to use, and how many tokens to draft."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from draftsmith.cli.measuring import MeasureOptions, ResultOptions, Ticker
+from draftsmith.cli.options import ModelOptions
+from draftsmith.cli.progress import ProgressBars
+from draftsmith.errors import UsageError
+
+__all__ = ["plan"]
+
+
+def plan(
+    *,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF|lookup", help="A drafter to consider; repeatable. --draft counts too.", show_default=False
+        ),
+    ] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", help="Randomness; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of sampled replies.")] = 0,
+    measure: MeasureOptions,
+    result: ResultOptions,
+    model: ModelOptions,
+) -> None:
+    """Tell which drafter to use.
+
+    The target answers the prompts once. Each candidate is read along those answers, which tells for every draft length
+    what it would gain; the best is then measured. Without candidates: prompt lookup.
+    """
+    result.check()
+    names = list(dict.fromkeys([*(candidate or []), *([model.draft] if model.draft not in ("auto", "none") else [])]))
+    if model.num_draft_tokens != "auto":
+        raise UsageError("plan chooses the draft length itself; leave --num-draft-tokens out")
+    if model.rule != "coupled":
+        raise UsageError("plan forecasts the coupled rule, whose texts do not depend on the drafter; leave --rule out")
+    items = measure.items()
+    names = names or ["lookup"]
+    from draftsmith.types import SamplingParams
+
+    sampling = SamplingParams(max_new_tokens=measure.max_new_tokens, temperature=temperature, seed=seed)
+    given = dataclasses.replace(model, draft="none").for_llm()
+    with ProgressBars(quiet=result.quiet) as progress:
+        from draftsmith.engine import LLM
+        from draftsmith.measure.origin import measurement_origin
+        from draftsmith.measure.planning import make_plan, plan_json, plan_text
+
+        target = LLM(progress=progress, **given)
+    options = {name: value for name, value in given.items() if name not in ("target", "draft")}
+    ticker = Ticker(result.quiet)
+    try:
+        found = make_plan(target, names, items, sampling, options=options, report=ticker)
+    finally:
+        ticker.close()
+    told = {"temperature": temperature, "seed": seed, "max_new_tokens": measure.max_new_tokens, **options}
+    roles = {"target": model.target} | {f"candidate {number}": name for number, name in enumerate(names, start=1)}
+    origin = measurement_origin(roles, told, measure.path)
+    value = plan_json(found, origin)
+    result.give(value, plan_text(value))

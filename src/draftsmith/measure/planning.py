@@ -1,0 +1,182 @@
+"""The run of ``plan``: replies, costs and forecasts of all candidates, then the best one in earnest; and its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from draftsmith.engine import LLM, LoadedModel
+from draftsmith.errors import UsageError
+from draftsmith.measure.bench import run_bench
+from draftsmith.measure.conversation import Report, tell_nobody
+from draftsmith.measure.costs import CostCurves, measure_costs
+from draftsmith.measure.pair import load_pair
+from draftsmith.measure.plan import (
+    Forecast,
+    PlainReply,
+    at_half_cost,
+    forecast,
+    lookup_hits,
+    model_hits,
+    write_replies,
+)
+from draftsmith.measure.prompts import PromptItem
+from draftsmith.types import SamplingParams
+
+__all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
+
+WORTHWHILE = 1.02  # a gain below this is not worth the memory of a drafter
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost."""
+
+    name: str
+    costs: CostCurves
+    forecast: Forecast
+    half_cost_speedup: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one."""
+
+    candidates: tuple[Candidate, ...]
+    plain_rate: float
+    replies: int
+    tokens: int
+    measured: float | None
+
+    @property
+    def best(self) -> Candidate | None:
+        """The candidate to use; None: do not draft."""
+        first = self.candidates[0]
+        return first if (self.measured if self.measured is not None else 0.0) >= WORTHWHILE else None
+
+
+def make_plan(
+    target: LLM,
+    names: Sequence[str | LoadedModel],
+    items: Sequence[PromptItem],
+    sampling: SamplingParams,
+    *,
+    options: dict[str, Any] | None = None,
+    report: Report = tell_nobody,
+) -> Plan:
+    """``target``: an LLM without a drafter. ``names``: candidates, references or ``lookup``. ``options``: of ``LLM``.
+
+    Raises UsageError without a candidate, TokenizerError for one with another vocabulary, and what loading raises.
+    """
+    if not names:
+        raise UsageError("there is no drafter to plan for; name some with --candidate REF")
+    options = dict(options or {})
+    replies = write_replies(target, items, sampling, report)
+    candidates = [
+        _candidate(name, target, replies, options, lambda what, i=i: report(i, len(names), what))
+        for i, name in enumerate(names)
+    ]
+    ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
+    best, name = ranked[0]
+    measured = None
+    if best.forecast.speedup >= WORTHWHILE:
+        k = best.forecast.num_draft_tokens
+        pair = load_pair(target.target, name, **{**options, "num_draft_tokens": k})
+        measured = run_bench(pair, items, sampling, report=report).overall.speedup
+    tokens = sum(len(reply.token_ids) for reply in replies)
+    rate = (tokens - len(replies)) / sum(reply.decode_s for reply in replies)
+    return Plan(tuple(candidate for candidate, _ in ranked), rate, len(replies), tokens, measured)
+
+
+def _candidate(
+    name: str | LoadedModel, target: LLM, replies: Sequence[PlainReply], options: dict[str, Any], report: Any
+) -> Candidate:
+    report(f"reading with {name if isinstance(name, str) else name.name}")
+    draft: LoadedModel | None = None
+    if isinstance(name, LoadedModel):
+        draft = name
+    elif name != "lookup":
+        common = {key: value for key, value in options.items() if key not in ("num_draft_tokens", "rule")}
+        draft = LLM(name, "none", **common).target
+    if draft is not None:
+        model_hits(draft, target.target, replies[0])  # the first forwards of a model are slow; this one wakes it up
+    hits = [lookup_hits(reply) if draft is None else model_hits(draft, target.target, reply) for reply in replies]
+    context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
+    text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
+    costs = measure_costs(target.target.model, draft.model if draft else None, text[:context], repeats=7)
+    cheaper = forecast(replies, hits, at_half_cost(costs))
+    return Candidate(draft.name if draft else "lookup", costs, forecast(replies, hits, costs), cheaper.speedup)
+
+
+def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The object that ``plan --json`` prints. Schema: docs/schemas/plan.json."""
+    best, first = plan.best, plan.candidates[0]
+    return {
+        "recommendation": {
+            "draft": "none" if best is None else best.name,
+            "num_draft_tokens": None if best is None else best.forecast.num_draft_tokens,
+            "predicted_speedup": first.forecast.speedup,
+            "predicted_speedup_ci95": list(first.forecast.interval),
+            "measured_speedup": plan.measured,
+            "advice": _advice(plan),
+        },
+        "candidates": [
+            {
+                "draft": c.name,
+                "num_draft_tokens": c.forecast.num_draft_tokens,
+                "predicted_speedup": c.forecast.speedup,
+                "predicted_speedup_ci95": list(c.forecast.interval),
+                "predicted_by_num_draft_tokens": {str(k): gain for k, gain in c.forecast.by_length.items()},
+                "predicted_speedup_at_half_cost": c.half_cost_speedup,
+                "acceptance_rate": c.forecast.acceptance_rate,
+                "mean_acceptance_length": c.forecast.mean_acceptance_length,
+                "draft_cost_c": c.costs.draft_cost,
+                "verify_cost_v": {str(size): cost for size, cost in c.costs.verify.items()},
+            }
+            for c in plan.candidates
+        ],
+        "plain": {"tokens_per_s": plan.plain_rate, "step_s": first.costs.plain_s},
+        "replies": plan.replies,
+        "tokens": plan.tokens,
+        "provenance": {**provenance, "cost_context": first.costs.context},
+    }
+
+
+def plan_text(value: dict[str, Any]) -> str:
+    """The advice and the table, from the JSON object."""
+    lines = [
+        value["recommendation"]["advice"],
+        "",
+        "| drafter | k | predicted | acceptance | length | c | at half c |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for c in value["candidates"]:
+        low, high = c["predicted_speedup_ci95"]
+        lines.append(
+            f"| {c['draft']} | {c['num_draft_tokens']} | {c['predicted_speedup']:.2f} [{low:.2f}, {high:.2f}] "
+            f"| {c['acceptance_rate']:.0%} | {c['mean_acceptance_length']:.2f} | {c['draft_cost_c']:.3f} "
+            f"| {c['predicted_speedup_at_half_cost']:.2f} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "k: the draft length that gains most. Predicted: speed-up over plain decoding, with a 95 % interval over\n"
+            "prompts. Acceptance: accepted / draft tokens. Length: 1 + accepted / rounds with a draft, bonus token\n"
+            "included. c: draft step / plain step. At half c: what a draft as good at half the cost would gain.",
+        ]
+    )
+
+
+def _advice(plan: Plan) -> str:
+    first = plan.candidates[0]
+    predicted = f"{first.forecast.speedup:.2f}x"
+    if plan.best is None:
+        told = f"predicted {predicted}" + ("" if plan.measured is None else f", measured {plan.measured:.2f}x")
+        return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
+    return (
+        f"Use {first.name} with --num-draft-tokens {first.forecast.num_draft_tokens}: expect {predicted}, "
+        f"measured {plan.measured:.2f}x."
+    )

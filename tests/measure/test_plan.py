@@ -1,0 +1,110 @@
+"""plan: the replay along the target's text is what decoding does, draft length by draft length."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine import LLM, LoadedModel
+from draftsmith.engine.loading import DraftChoice
+from draftsmith.errors import TokenizerError, UsageError
+from draftsmith.measure.costs import CostCurves
+from draftsmith.measure.origin import measurement_origin
+from draftsmith.measure.plan import LENGTHS, PlainReply, at_half_cost, forecast, lookup_hits, model_hits, write_replies
+from draftsmith.measure.planning import make_plan, plan_json, plan_text
+from draftsmith.measure.prompts import PromptItem
+from draftsmith.types import SamplingParams
+from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
+from tests.support.schemas import check_schema
+
+ITEMS = (PromptItem("a", "x", ("abc", "more")), PromptItem("b", "x", ("gh gh gh",)))
+GREEDY = SamplingParams(greedy=True, max_new_tokens=50)
+SAMPLED = SamplingParams(temperature=0.8, repetition_penalty=1.05, seed=5, max_new_tokens=50)
+FREE = CostCurves(10, 1e-3, 0.0, {1: 1.0, 16: 1.0})
+
+
+class Half(FakeModel):
+    """Agrees with the fake target after some tokens and not after others."""
+
+    def _row(self, ids):  # type: ignore[no-untyped-def]
+        row = super()._row(ids)
+        return row if ids[-1] % 3 else row[::-1].copy()
+
+
+def half() -> LoadedModel:
+    return LoadedModel("half", Half(), byte_tokenizer())
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["half", "lookup"])
+def test_the_replay_counts_what_decoding_counts(sampling: SamplingParams, k: int, kind: str) -> None:
+    target = fake_target()
+    [first, *_] = write_replies(LLM(target, "none"), ITEMS, sampling)
+    hits = lookup_hits(first) if kind == "lookup" else model_hits(half(), target, first)
+    draft: DraftChoice = half() if kind == "half" else "lookup"
+    [reply] = LLM(target, draft, num_draft_tokens=k).generate([first.prompt_ids], sampling)
+    stats = reply.speculation
+    assert stats is not None
+    assert reply.token_ids == first.token_ids
+    place, drafted, accepted = 1, 0, 0
+    while place < len(first.token_ids):
+        proposed, kept = hits.runs[k][place]
+        proposed = min(proposed, sampling.max_new_tokens - place - 1)
+        drafted, accepted, place = drafted + proposed, accepted + min(kept, proposed), place + min(kept, proposed) + 1
+    assert (drafted, accepted) == (stats.num_draft_tokens, stats.num_accepted_tokens)
+
+
+def test_a_forecast_is_arithmetic() -> None:
+    target = fake_target()
+    replies = write_replies(LLM(target, "none"), ITEMS[1:], GREEDY)
+    [hits] = [model_hits(fake_target("same"), target, reply) for reply in replies]
+    perfect = forecast(replies, [type(hits)(hits.runs, 0.0)], CostCurves(10, 1e-3, 0.25, {1: 1.0, 2: 1.5, 16: 8.5}))
+    rounds = {1: 25, 3: 13}  # 49 tokens after the first; the last round is cut to what is missing
+    assert perfect.by_length[1] == pytest.approx(49 / (24 * 1.75 + 1.0), rel=1e-6), rounds
+    assert perfect.acceptance_rate == 1
+    assert forecast(replies, [type(hits)(hits.runs, 0.0)], FREE).num_draft_tokens == max(LENGTHS)
+    slow = CostCurves(10, 1e-3, 2.0, {1: 1.0, 16: 1.0})
+    assert forecast(replies, [hits], slow).speedup < 1
+    assert at_half_cost(slow).draft_cost == 1.0
+
+
+def test_a_prompt_that_the_draft_cannot_hold_gives_no_hits() -> None:
+    target = fake_target()
+    short = LoadedModel("short", FakeModel(max_context=8), byte_tokenizer())
+    hits = model_hits(short, target, PlainReply(tuple(range(97, 105)), (97, 98, 99), GREEDY, 1.0))
+    assert hits.runs[4] == ((0, 0),) * 3
+
+
+def test_a_plan_ranks_and_advises() -> None:
+    target = LLM(fake_target(), "none")
+    plan = make_plan(target, [fake_target("stranger", seed=9), "lookup"], ITEMS, GREEDY)
+    gains = [candidate.forecast.speedup for candidate in plan.candidates]
+    assert gains == sorted(gains, reverse=True)
+    value = plan_json(plan, measurement_origin({"target": "lookup"}, {}, None))
+    check_schema(value, "plan")
+    advice = value["recommendation"]["advice"]
+    assert advice.startswith("Use lookup with --num-draft-tokens" if plan.best else "Do not draft: the best candidate")
+    assert "| lookup |" in plan_text(value)
+
+
+def test_what_does_not_pay_is_said_plainly() -> None:
+    target = LLM(fake_target(), "none")
+    plan = make_plan(target, [fake_target("stranger", seed=9)], ITEMS, GREEDY)
+    assert plan.best is None
+    assert plan_json(plan, {})["recommendation"]["draft"] == "none"
+    assert "Do not draft" in plan_text(plan_json(plan, {}))
+
+
+def test_impossible_plans_are_refused() -> None:
+    target = LLM(fake_target(), "none")
+    with pytest.raises(UsageError, match="no drafter to plan for"):
+        make_plan(target, [], ITEMS, GREEDY)
+    other = LoadedModel("other", FakeModel(), byte_tokenizer(first_letter="ß"))
+    with pytest.raises(TokenizerError, match="vocabulary"):
+        make_plan(target, [other], ITEMS, GREEDY)
+    with pytest.raises(UsageError, match="no reply had a second token"):
+        write_replies(target, [PromptItem("long", "x", ("a" * 600,))], GREEDY)
