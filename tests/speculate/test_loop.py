@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.errors import PromptTooLong, UsageError
 from draftsmith.speculate import (
     AutoLength,
     CostModel,
+    Drafter,
     DraftSession,
     FixedLength,
     LengthPolicy,
+    MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
     Round,
     SpeculationCounter,
+    SuffixDrafter,
+    TranslatedDrafter,
     WantsMore,
+    compare_vocabularies,
     generate,
 )
+from draftsmith.speculate.drafters.foreign import ForeignModel
+from draftsmith.speculate.drafters.text import TextDrafter
 from draftsmith.types import Draft, Request, SamplingParams, SpeculationStats, Verdict, VerificationRule
+from tests.support.letters import letters
 
 Factory = Callable[..., Any]
 
 V = 30
 PROMPT = (3, 1, 4, 1, 5)
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCD"
+# The draft's ids are another alphabet's, and stand for pairs of letters here and there.
+FOREIGN = compare_vocabularies(letters(LETTERS), letters([*LETTERS[-4::-1], "ab", "de", "fg"], ["a b", "d e", "f g"]))
 GREEDY = SamplingParams(greedy=True, max_new_tokens=60)
 SEEDED = SamplingParams(
     max_new_tokens=60,
@@ -121,7 +135,19 @@ def sessions(target: Any, table_model: Factory, plain: list[int], params: Sampli
     }
     for name, model in models.items():
         drafts[name] = ModelDrafter(model, target_vocab_size=V).start(request, "coupled")
-    return drafts
+    drafters: dict[str, Drafter] = {
+        "suffix": SuffixDrafter(1),
+        "mixed": MixedDrafter(PromptLookupDrafter(3, 1), ModelDrafter(models["good"], target_vocab_size=V)),
+        "mixed, automaton": MixedDrafter(SuffixDrafter(1), TextDrafter(models["good"], FOREIGN)),
+        "text": TextDrafter(models["good"], FOREIGN),
+        "text, short context": TextDrafter(models["short context"], FOREIGN),
+        "common tokens": ModelDrafter(ForeignModel(models["good"], FOREIGN, max_context=400), target_vocab_size=V),
+        "common tokens, short context": ModelDrafter(
+            ForeignModel(models["short context"], FOREIGN, max_context=400), target_vocab_size=V
+        ),
+        "any way": TranslatedDrafter(models["good"], FOREIGN, target_vocab_size=V, max_context=400),
+    }
+    return drafts | {name: drafter.start(request, "coupled") for name, drafter in drafters.items()}
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])

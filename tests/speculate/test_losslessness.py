@@ -7,21 +7,37 @@ over all ways to a text must be what plain decoding gives it, to 1e-9.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.model.protocol import Model
 from draftsmith.sampling import Noise, NoiseSource, TokenHistory, process
-from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, PromptLookupDrafter, verify
+from draftsmith.speculate import (
+    AutoLength,
+    CostModel,
+    FixedLength,
+    LengthPolicy,
+    PromptLookupDrafter,
+    SuffixDrafter,
+    compare_vocabularies,
+    verify,
+)
+from draftsmith.speculate.drafters.foreign import ForeignModel
+from draftsmith.speculate.drafters.mixed import MixedModelSession
 from draftsmith.speculate.drafters.model import ModelDraftSession
 from draftsmith.speculate.drafters.protocol import DraftSession
+from draftsmith.speculate.drafters.text import TextDrafter
 from draftsmith.types import Distribution, Draft, Request, SamplingParams, VerificationRule
+from tests.support.letters import letters
 
 Text = tuple[int, ...]
 Factory = Callable[..., Any]
@@ -138,8 +154,24 @@ def largest_difference(a: dict[Text, float], b: dict[Text, float]) -> float:
     return max(abs(a.get(text, 0.0) - b.get(text, 0.0)) for text in a.keys() | b.keys())
 
 
-def lookup_session(request: Request) -> MakeSession:
-    return lambda _: PromptLookupDrafter(2, 1).start(request, "rejection")
+# The draft knows no c, has a token that the target lacks, and no id means the same.
+FOREIGN = compare_vocabularies(letters("abcd"), letters(["b", "ab", "a", "d"], ["a b"]))
+
+
+def make_session(drafter: str, model: Model, request: Request) -> MakeSession:
+    """Sessions of every kind, under the rejection rule, with the noise put in from outside."""
+    lookup = PromptLookupDrafter(2, 1)
+    makers: dict[str, MakeSession] = {
+        "model": model_session(model, request),
+        "lookup": lambda _: lookup.start(request, "rejection"),
+        "suffix": lambda _: SuffixDrafter(1).start(request, "rejection"),
+        "mixed": lambda noise: MixedModelSession(
+            lookup.start(request, "rejection"), ModelDraftSession(model, V, request, "rejection", noise)
+        ),
+        "common tokens": model_session(ForeignModel(model, FOREIGN, max_context=400), request),
+        "text": lambda _: TextDrafter(model, FOREIGN).start(request, "rejection"),
+    }
+    return makers[drafter]
 
 
 def model_session(model: Model, request: Request, cls: type[ModelDraftSession] = ModelDraftSession) -> MakeSession:
@@ -147,7 +179,7 @@ def model_session(model: Model, request: Request, cls: type[ModelDraftSession] =
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("drafter", ["model", "lookup"])
+@pytest.mark.parametrize("drafter", ["model", "lookup", "suffix", "mixed", "common tokens", "text"])
 @pytest.mark.parametrize("policy", [FixedLength(1), FixedLength(2), FixedLength(3), None], ids=str)
 def test_rejection_is_exact(
     options: dict[str, Any], drafter: str, policy: LengthPolicy | None, table_model: Factory
@@ -156,7 +188,7 @@ def test_rejection_is_exact(
     target, draft_model = table_model(V, scale=1.0), table_model(V, seed=5, scale=1.0)
     params = SamplingParams(seed=0, **options)
     request = Request(prompt_ids=PROMPT, sampling=params)
-    session = model_session(draft_model, request) if drafter == "model" else lookup_session(request)
+    session = make_session(drafter, draft_model, request)
     length = 2 if policy == FixedLength(1) else 3
 
     def run(noise: NoiseSource) -> Text:
@@ -185,6 +217,32 @@ class ForgetsItsDistribution(ModelDraftSession):
         return replace(super().draft(token_ids, max_tokens, wants_more), distributions=None)
 
 
+class TellsTheDraftsOwnDistribution(ModelDraftSession):
+    """With a foreign vocabulary: drawn from the common tokens, but q told as if all had been possible."""
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: Any) -> Draft:
+        draft = super().draft(token_ids, max_tokens, wants_more)
+        whole = tuple(replace(q, probs=q.probs * 0.6) for q in draft.distributions or ())
+        return replace(draft, distributions=whole)
+
+
+class PrefersAfterDrawing(ModelDraftSession):
+    """In a mix: draws the model's token first, and gives a copied one in its place if it looks poor."""
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: Any) -> Draft:
+        draft = super().draft(token_ids, max_tokens, wants_more)
+        if draft.confidences and draft.confidences[0] < 0.4:
+            copied = PromptLookupDrafter(2, 1).start(self._request, "rejection").draft(token_ids, 1, wants_more)
+            if copied.token_ids and copied.token_ids[0] != draft.token_ids[0]:
+                self._pending = self._pending[:1]
+                return copied
+        return draft
+
+    def _begin(self, request: Request) -> None:
+        super()._begin(request)
+        self._request = request
+
+
 class SharesTheTargetsNoise(ModelDraftSession):
     """And another: drawing rejection drafts from the target's own stream."""
 
@@ -193,7 +251,15 @@ class SharesTheTargetsNoise(ModelDraftSession):
         return self._noise.sample(q, position)
 
 
-@pytest.mark.parametrize(("mistake", "harmless"), [(DropsDoubtfulTokens, False), (ForgetsItsDistribution, True)])
+@pytest.mark.parametrize(
+    ("mistake", "harmless"),
+    [
+        (DropsDoubtfulTokens, False),
+        (TellsTheDraftsOwnDistribution, False),
+        (PrefersAfterDrawing, False),
+        (ForgetsItsDistribution, True),
+    ],
+)
 def test_the_sums_notice_mistakes(mistake: type[ModelDraftSession], harmless: bool, table_model: Factory) -> None:
     """A withheld token shows. (To present drawn tokens as certain is only slow: any fixed token may be judged so.)"""
     target, draft_model = table_model(V, scale=1.0), table_model(V, seed=5, scale=1.0)
