@@ -62,7 +62,8 @@ def train(run: Run) -> dict[str, float]:
     with metrics.open("ab") as file:  # what was written after the checkpoint will be written again
         file.truncate(position.metrics_bytes)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()  # the first is the name since transformers 5.20
     model.train()
     began, first, last = time.perf_counter(), position, {}
     for batches, position in _steps(run, position, steps):  # noqa: B020 - the position moves on
@@ -79,6 +80,7 @@ def train(run: Run) -> dict[str, float]:
             left = elapsed / (position.step - first.step) * (steps - position.step)
             run.tell({**record, "steps": steps, "tokens_per_s": speed, "eta_s": left})
         if done or position.step % stage.save_every == 0:
+            _make_durable(metrics)
             save_snapshot(run.folder, position, model, optimizer, run.settings_key, stage.keep_checkpoints)
         last = record
     return last or _last_record(metrics)
@@ -175,9 +177,13 @@ def _append(path: Path, record: Mapping[str, float]) -> int:
     """Add one JSON line; the length of the file then. Floats are written so that they read back equal."""
     with path.open("ab") as file:
         file.write(json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
         return file.tell()
+
+
+def _make_durable(path: Path) -> None:
+    """A checkpoint counts on the metrics before it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _last_record(path: Path) -> dict[str, float]:

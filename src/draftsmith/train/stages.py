@@ -184,7 +184,7 @@ def _target(reference: str, learner: Learner, stage: TrainingStage) -> Any:
     target = load_learner(reference)
     if target.tokenizer.fingerprint() != learner.tokenizer.fingerprint():
         raise TokenizerError(
-            f"{reference} has another vocabulary than the model of stage.{stage.name} (the same ids stand for different "
+            f"{reference} has another vocabulary than the model of stage.{stage.name} (its ids stand for other "
             "text); learn from a target with the same tokenizer"
         )
     return _eval_only(target.model, stage)
