@@ -58,6 +58,12 @@ def test_the_replay_counts_what_decoding_counts(sampling: SamplingParams, k: int
     assert (drafted, accepted) == (stats.num_draft_tokens, stats.num_accepted_tokens)
 
 
+def test_a_later_turn_has_less_to_read() -> None:
+    first, second, _ = write_replies(LLM(fake_target(), "none"), ITEMS, GREEDY)
+    assert first.new_tokens == len(first.prompt_ids)
+    assert 0 < second.new_tokens < len(second.prompt_ids) - len(first.prompt_ids)
+
+
 def test_a_forecast_is_arithmetic() -> None:
     target = fake_target()
     replies = write_replies(LLM(target, "none"), ITEMS[1:], GREEDY)
@@ -75,7 +81,7 @@ def test_a_forecast_is_arithmetic() -> None:
 def test_a_prompt_that_the_draft_cannot_hold_gives_no_hits() -> None:
     target = fake_target()
     short = LoadedModel("short", FakeModel(max_context=8), byte_tokenizer())
-    hits = model_hits(short, target, PlainReply(tuple(range(97, 105)), (97, 98, 99), GREEDY, 1.0))
+    hits = model_hits(short, target, PlainReply(tuple(range(97, 105)), (97, 98, 99), GREEDY, 1.0, 8))
     assert hits.runs[4] == ((0, 0),) * 3
 
 

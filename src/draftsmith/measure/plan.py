@@ -20,7 +20,7 @@ from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.statistics import Interval, ratio_interval
 from draftsmith.model.protocol import TokenRun
 from draftsmith.sampling import Noise, TokenHistory, needs_history, process
-from draftsmith.speculate import FixedLength, PromptLookupDrafter, check_same_vocabulary
+from draftsmith.speculate import FixedLength, PromptLookupDrafter, check_same_vocabulary, common_prefix
 from draftsmith.types import Message, Request, SamplingParams
 
 __all__ = [
@@ -40,12 +40,16 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 
 @dataclass(frozen=True, slots=True)
 class PlainReply:
-    """A reply of the target, the ids of its prompt, and the seed and length it was asked for with."""
+    """A reply of the target, the ids of its prompt, and the seed and length it was asked for with.
+
+    ``new_tokens``: those of the prompt that the turn before did not hold already; a draft has to read them.
+    """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     decode_s: float
+    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Hits:
     """How a candidate would have drafted one reply.
 
     ``runs[k][t]`` is (drafted, accepted) if it drafts k tokens when the next token to write is t; t = 0 is never
-    drafted. ``read_s``: seconds that reading the prompt took.
+    drafted. ``read_s``: seconds a token that reading the prompt took.
     """
 
     runs: dict[int, tuple[tuple[int, int], ...]]
@@ -81,6 +85,7 @@ def write_replies(
         report(place, len(items), f"plain {item.id}")
         forget_caches(llm)
         messages: list[Message] = []
+        held: tuple[int, ...] = ()
         for text in item.turns:
             messages.append(Message("user", text))
             prompt = llm.prompt_format.encode(messages, add_generation_prompt=True).token_ids
@@ -89,7 +94,9 @@ def write_replies(
             except PromptTooLong:
                 break
             if len(reply.token_ids) > 1:
-                replies.append(PlainReply(prompt, reply.token_ids, sampling, reply.timing.decode_s))
+                fresh = len(prompt) - common_prefix(held, prompt)
+                replies.append(PlainReply(prompt, reply.token_ids, sampling, reply.timing.decode_s, fresh))
+            held = (*prompt, *reply.token_ids)
             messages.append(Message("assistant", reply.text))
     if not replies:
         raise UsageError("no reply had a second token, so there is nothing to plan for; give other or shorter prompts")
@@ -105,7 +112,7 @@ def model_hits(draft: LoadedModel, target: LoadedModel, reply: PlainReply) -> Hi
     cache = draft.model.new_cache(len(reply.prompt_ids) + length)
     began = time.perf_counter()
     draft.model.forward([TokenRun(cache, reply.prompt_ids)])
-    read_s = time.perf_counter() - began
+    read_s = (time.perf_counter() - began) / len(reply.prompt_ids)
     [rows] = draft.model.forward([TokenRun(cache, reply.token_ids[: length - 1], num_logits=length - 1)])
     history = TokenHistory(reply.prompt_ids) if needs_history(reply.sampling) else None
     noise, width = Noise(reply.sampling.seed or 0), min(draft.model.vocab_size, target.model.vocab_size)
@@ -166,7 +173,7 @@ class _Replay:
 
 
 def _replay(reply: PlainReply, hits: Hits, k: int, costs: CostCurves) -> _Replay:
-    cost, drafted, accepted, rounds = hits.read_s / costs.plain_s, 0, 0, 0
+    cost, drafted, accepted, rounds = hits.read_s * reply.new_tokens / costs.plain_s, 0, 0, 0
     place, end = 1, len(reply.token_ids)
     while place < end:
         proposed, kept = hits.runs[k][place]

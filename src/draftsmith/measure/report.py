@@ -1,0 +1,181 @@
+"""``report``: the results of the other commands on one page, with pictures. Nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from draftsmith.errors import UsageError
+from draftsmith.measure.certificate import certificate_page
+from draftsmith.measure.document import Document, Section
+from draftsmith.measure.figures import Bar, bars, curve, heat_map, timeline
+
+__all__ = ["ResultKind", "kind_of", "report_page"]
+
+ResultKind = Literal["bench", "certify", "plan", "eval"]
+_MARKS: dict[str, ResultKind] = {
+    "draft_cost_c": "bench", "verdict": "certify", "recommendation": "plan", "tasks": "eval",
+}  # fmt: skip
+
+
+def kind_of(value: Any, name: str) -> ResultKind:
+    """Which command wrote the object. Raises UsageError when none did; ``name`` is the file's."""
+    if isinstance(value, dict):
+        for mark, kind in _MARKS.items():
+            if mark in value:
+                return kind
+    raise UsageError(f"{name} is no result of bench, certify, plan or eval; write one with their --output")
+
+
+def report_page(results: Sequence[tuple[str, Any]]) -> Document:
+    """The page for some results, each with its file's name. Raises UsageError when one lacks what it should hold."""
+    sections: list[Section] = []
+    origins = []
+    for name, value in results:
+        kind = kind_of(value, name)
+        try:
+            sections += _SECTIONS[kind](value)
+            origins.append((name, kind, value["provenance"]))
+            models = value["provenance"]["models"]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+            what = " ".join(str(error).split())[:60]
+            raise UsageError(
+                f"{name} looks like a result of {kind} but is incomplete ({what}); make it again"
+            ) from None
+    title = f"{models.get('target', 'target')} and its drafter"
+    lead = "Measured by draftsmith. Every number on this page comes from the files that are listed at its end."
+    return Document(title, lead, (*sections, _origin(origins)))
+
+
+def _bench(value: dict[str, Any]) -> list[Section]:
+    fast, plain = value["speculative"], value["plain"]
+    low, high = fast["speedup_ci95"]
+    groups = [("all", value["speedup"], (low, high))]
+    groups += [(name, row["speedup"], tuple(row["speedup_ci95"])) for name, row in value["by_category"].items()]
+    rows = [Bar(name, gain, f"{gain:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}]", ends) for name, gain, ends in groups]
+    told = (
+        f"{fast['drafter']}: {fast['tokens_per_s']:.1f} tokens/s against {plain['tokens_per_s']:.1f} plain, "
+        f"{value['speedup']:.2f}x; predicted from the costs {fast['predicted_speedup']:.2f}x; the worst prompt "
+        f"{value['worst_prompt_speedup']:.2f}x; identical texts: {'yes' if value['identical'] else 'no'}.",
+        "Speed-up: speculative / plain tokens per second after the first token, both from one run. The dashed line is "
+        "plain decoding; whiskers are 95 % intervals, bootstrap over prompts.",
+    )
+    places = [Bar(f"token {i}", rate, f"{rate:.0%}") for i, rate in enumerate(fast["acceptance_by_position"], start=1)]
+    accepted = (
+        f"Acceptance rate {value['acceptance_rate']:.1%} (accepted / draft tokens), mean acceptance length "
+        f"{value['mean_acceptance_length']:.2f} (1 + accepted / rounds with a draft: bonus token included). Bars: "
+        "accepted in that place of the draft / drafts that had a token there.",
+    )
+    sections = [
+        Section("Speed-up by category", told, _bench_table(value), bars("speed-up by category", rows, mark=1.0)),
+        Section("Acceptance by position", accepted, (), bars("acceptance by position", places) if places else ""),
+        _costs(value),
+    ]
+    rounds = [(r["drafted"], r["accepted"]) for r in value.get("details", {}).get("timeline", [])]
+    if rounds:
+        legend = (
+            "Each column is a round of one reply. Filled: accepted draft tokens; crossed: rejected; hollow: the bonus"
+        )
+        note = f"{legend} token. Below: tokens written in that round."
+        sections.append(Section("Some rounds", (note,), (), timeline("accepted and rejected tokens", rounds)))
+    return sections
+
+
+def _bench_table(value: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    rows = [("category", "prompts", "plain tokens/s", "speculative tokens/s", "acceptance", "length")]
+    for name, row in value["by_category"].items():
+        rates = (f"{row['plain_tokens_per_s']:.1f}", f"{row['tokens_per_s']:.1f}", f"{row['acceptance_rate']:.0%}")
+        rows.append((name, str(row["prompts"]), *rates, f"{row['mean_acceptance_length']:.2f}"))
+    return tuple(rows)
+
+
+def _costs(value: dict[str, Any]) -> Section:
+    measured = value.get("details", {}).get("verify_cost_v", value["verify_cost_v"])
+    points = {1.0: 1.0, **{float(size): float(cost) for size, cost in measured.items()}}
+    memory, step = value["speculative"]["memory"], value["plain"]["step_s"]
+    share = value["speculative"]["time_share"]
+    return Section(
+        "What steps cost",
+        (
+            f"A plain step takes {step * 1000:.1f} ms after {value['provenance']['cost_context']} tokens. A draft step "
+            f"costs c = {value['draft_cost_c']:.3f} of it; checking m tokens costs v(m), drawn here.",
+            f"A step reads the target's {memory['target_bytes'] / 1e6:.0f} MB of resident weights: "
+            f"{memory['target_bytes'] / step / 1e9:.1f} GB/s. Speculative decoding spent {share['target']:.0%} of its "
+            f"time in the target, {share['draft']:.0%} in the draft, {share['other']:.0%} elsewhere.",
+        ),
+        (),
+        curve("v(m)", points, x_name="m: tokens checked at once", y_name="v(m): cost in plain steps"),
+    )
+
+
+def _plan(value: dict[str, Any]) -> list[Section]:
+    rows = [
+        Bar(
+            c["draft"].rpartition("/")[2],
+            c["predicted_speedup"],
+            f"{c['predicted_speedup']:.2f}x at k={c['num_draft_tokens']}",
+            tuple(c["predicted_speedup_ci95"]),
+        )
+        for c in value["candidates"]
+    ]
+    note = "Predicted speed-up of each candidate at its best draft length k, with 95 % intervals over prompts."
+    return [Section("Plan", (value["recommendation"]["advice"], note), (), bars("predicted speed-up", rows, mark=1.0))]
+
+
+def _eval(value: dict[str, Any]) -> list[Section]:
+    sections = []
+    for task, found in value["tasks"].items():
+        if task == "perplexity":
+            points = {float(b["end"]): b["perplexity"] for b in found["by_position"]}
+            note = f"{found['perplexity']:.3f} over {found['tokens']} tokens: exp(mean -ln p)."
+            picture = curve("perplexity by position", points, x_name="position, up to", y_name="perplexity")
+            sections.append(Section("Perplexity by position", (note,), (), picture))
+        elif task == "acceptance":
+            head = ("temperature", "prompt tokens from", "replies", "acceptance rate", "mean acceptance length")
+            keys = ("temperature", "context", "replies", "acceptance_rate", "mean_acceptance_length")
+            table = (head, *(tuple(f"{row[key]:.3g}" for key in keys) for row in found))
+            note = "Acceptance rate: accepted / draft tokens. Mean acceptance length: bonus token included."
+            sections.append(Section("Acceptance by temperature and context", (note,), table))
+        else:
+            sections.append(_grid(task, found))
+    return sections
+
+
+def _grid(task: str, found: dict[str, Any]) -> Section:
+    lengths = list(dict.fromkeys(cell["length"] for cell in found["cells"]))
+    depths = list(dict.fromkeys(cell["depth"] for cell in found["cells"]))
+    known = {(cell["length"], cell["depth"]): (cell["hits"], cell["trials"]) for cell in found["cells"]}
+    cells = [[known[length, depth] for length in lengths] for depth in depths]
+    low, high = found["accuracy_ci95"]
+    note = (
+        f"Found {found['accuracy']:.0%} [{low:.0%}, {high:.0%}]. Columns: tokens of the prompt; rows: where the fact "
+        "stands, 0% is the beginning. Numbers: found / asked."
+    )
+    picture = heat_map(task, [str(length) for length in lengths], [f"{depth:.0%}" for depth in depths], cells)
+    table = (
+        ("depth", *(str(length) for length in lengths)),
+        *((f"{d:.0%}", *(f"{h}/{t}" for h, t in row)) for d, row in zip(depths, cells, strict=True)),
+    )
+    return Section(f"Finding a fact: {task}", (note,), table, picture)
+
+
+def _certify(value: dict[str, Any]) -> list[Section]:
+    page = certificate_page(value)
+    return [Section("Losslessness", (page.lead,)), *page.sections[:-1]]
+
+
+def _origin(origins: Sequence[tuple[str, str, dict[str, Any]]]) -> Section:
+    rows = [("file", "command", "date", "draftsmith", "commit", "machine", "SHA-256 of the weights")]
+    for name, kind, origin in origins:
+        hashes = ", ".join(
+            f"{role} {file} {digest[:12]}"
+            for role, files in origin["weights_sha256"].items()
+            for file, digest in files.items()
+        )
+        machine = f"{origin['cpu']}, {origin['cpus']} processors"
+        commit = str(origin["git_commit"] or "")[:12]
+        rows.append((name, kind, origin["date"], origin["draftsmith"], commit, machine, hashes))
+    return Section("Where this comes from", (), tuple(rows))
+
+
+_SECTIONS = {"bench": _bench, "certify": _certify, "plan": _plan, "eval": _eval}
