@@ -118,6 +118,24 @@ def test_a_mix_of_drafters(shell: Shell, model: str, tmp_path: Path) -> None:
         assert drafted["speculation"]["drafter"] == choice
 
 
+def test_a_trace_is_recorded_and_replayed_without_the_models(shell: Shell, model: str, tmp_path: Path) -> None:
+    draft, trace = str(tiny_folder(tmp_path / "draft", seed=1)), str(tmp_path / "trace.json")
+    options = ("generate", "abc", "--target", model, "--raw", "--greedy", "--max-new-tokens", "40")
+    drafted = (*options, "--draft", draft, "--num-draft-tokens", "16")
+    assert shell(*drafted, "--trace", trace)[:2] == shell(*drafted)[:2]
+    table = shell("replay", trace)[1].splitlines()
+    assert table[0].split() == ["policy", "speed-up", "rounds", "drafted", "accepted"]
+    assert table[2].split()[:2] == ["plain", "1.00"]
+    result = shell.json("replay", trace, "--json")
+    assert result["drafter"] == draft
+    assert result["policies"]["plain"]["tokens"] >= 39
+    assert result["policies"]["4"]["num_draft_tokens"] > 0
+    code, _, err = shell(*options, "--draft", "none", "--trace", trace)
+    assert (code, "nothing to trace without a drafter" in err) == (2, True)
+    code, _, err = shell("replay", str(tmp_path / "draft" / "config.json"))
+    assert (code, "is no trace of draftsmith's" in err) == (2, True)
+
+
 def test_the_prompt_may_come_from_standard_input(shell: Shell, model: str) -> None:
     options = ("--target", model, "--raw", "--greedy", "--max-new-tokens", "20", "--json")
     given = shell.json("generate", "ab\ncd", *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,7 @@ from draftsmith.errors import UsageError
 
 if TYPE_CHECKING:
     from draftsmith.engine import LLM, TextStream
+    from draftsmith.speculate import TracedDrafter
     from draftsmith.types import SamplingParams
 
 __all__ = ["generate"]
@@ -36,6 +38,10 @@ def generate(
         typer.Option(
             "--format", metavar="chat|alpaca|FILE.jinja", help="The prompt format; the model's own if not given."
         ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every round to FILE, for trace viewers and draftsmith replay."),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     model: ModelOptions,
@@ -60,12 +66,15 @@ def generate(
         llm = LLM(**model.for_llm(), prompt_format=prompt_format, progress=progress)
     if llm.drafter_note is not None and not output.quiet:
         Terminal.of(sys.stderr).line(f"Note: {llm.drafter_note}.", DIM)
+    recorder = llm.record() if trace is not None else None
     stream = _begin(llm, text, system, params, raw=raw)
     if json_output:
         sys.stdout.write(json.dumps(completion_json(stream.wait()), ensure_ascii=False) + "\n")
-        return
-    _show(stream, terminal)
-    if sys.stderr.isatty() and not output.quiet:
+    else:
+        _show(stream, terminal)
+    if trace is not None and recorder is not None:
+        _write_trace(trace, llm, recorder)
+    if not json_output and sys.stderr.isatty() and not output.quiet:
         Terminal.of(sys.stderr).line(status_line(stream.completion, llm.plain_step_s), DIM)
 
 
@@ -85,6 +94,15 @@ def read_prompt(prompt: str | None) -> str:
     if not prompt.strip():
         raise UsageError("the prompt is empty; write something to answer")
     return prompt
+
+
+def _write_trace(path: Path, llm: LLM, recorder: TracedDrafter) -> None:
+    from draftsmith.checkpoint.atomic import atomic_file
+    from draftsmith.speculate import Trace, trace_json
+
+    recorded = Trace(recorder.name, tuple(recorder.rounds), llm.step_costs.costs)
+    with atomic_file(path) as file:
+        file.write(json.dumps(trace_json(recorded, llm.tokenizer.text_of), ensure_ascii=False).encode())
 
 
 def _begin(llm: LLM, text: str, system: str | None, params: SamplingParams, *, raw: bool) -> TextStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from draftsmith.engine.stream import TextStream
 from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
 from draftsmith.model.storage import Dtype, Quantize
-from draftsmith.speculate import FixedLength, LengthPolicy, generate
+from draftsmith.speculate import FixedLength, LengthPolicy, TracedDrafter, generate
 from draftsmith.text import PromptFormat, Tokenizer, choose_format
 from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
 
@@ -87,6 +88,7 @@ class LLM:
             _ = self.prompt_format  # told now if it is wrong; the model's own is prepared when it is needed
         self._store = SequenceStore(self._target.model)
         self._steps: StepCosts | None = None
+        self._engine: Engine | None = None
         self._drafter: LoadedDrafter | None = None
         self._plain_rounds: deque[float] = deque(maxlen=64)
         self.use_draft(draft, progress=progress)
@@ -141,8 +143,22 @@ class LLM:
         """Change the drafter; the conversation's caches stay. If the new one cannot be loaded, the old one stays."""
         self._drafter = load_drafter(draft, self._target, self._options, progress)
         self._store.forget_drafter()
-        self._steps = None
+        self._steps = self._engine = None
         self._policy = self._new_policy()
+
+    @property
+    def step_costs(self) -> StepCosts:
+        """What drafting and checking cost here, as the length policy sees it; measured on first use."""
+        return self._measured()
+
+    def record(self) -> TracedDrafter:
+        """Record every round from now on, until the drafter is changed. Raises UsageError when there is none."""
+        if self._drafter is None:
+            raise UsageError("There is nothing to trace without a drafter; choose one, for example --draft lookup")
+        traced = TracedDrafter(self._drafter.drafter)
+        self._drafter = dataclasses.replace(self._drafter, drafter=traced)
+        self._store.forget_drafter()
+        return traced
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
         """Continue each prompt as it stands (no prompt format). One prompt gives a list of one.
@@ -193,20 +209,21 @@ class LLM:
         return request, Reply(TextAssembler(self.tokenizer, stops), request, drafter=drafter, seed=seed)
 
     def _generate_together(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Completion]:
-        """All prompts through the batched engine."""
-        k = self._options.num_draft_tokens
-        engine = Engine(
-            self._target.model,
-            eos_ids=self.tokenizer.eos_ids,
-            drafter=self._drafter.drafter if self._drafter is not None else None,
-            draft_model=self._drafter.model if self._drafter is not None else None,
-            costs=lambda: self._measured().costs,
-            num_draft_tokens=None if k == "auto" else k,
-            rule=self._options.rule,
-            limits=EngineLimits(max_waiting=len(prompts)),
-        )
+        """All prompts through the batched engine, which stays for what it learns of the drafter."""
+        if self._engine is None:
+            k = self._options.num_draft_tokens
+            self._engine = Engine(
+                self._target.model,
+                eos_ids=self.tokenizer.eos_ids,
+                drafter=self._drafter.drafter if self._drafter is not None else None,
+                draft_model=self._drafter.model if self._drafter is not None else None,
+                costs=lambda: self._measured().costs,
+                num_draft_tokens=None if k == "auto" else k,
+                rule=self._options.rule,
+                limits=EngineLimits(max_waiting=sys.maxsize),
+            )
         texts = [self._request(self._ids_of(prompt), params, params.stop) for prompt in prompts]
-        return write_together(engine, texts, self._load_s)
+        return write_together(self._engine, texts, self._load_s)
 
     def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
         request, reply = self._request(prompt_ids, params, stops)

@@ -15,7 +15,9 @@ from draftsmith.speculate.drafters import (
 )
 from draftsmith.speculate.loop import Round, generate, token_limit
 from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy
+from draftsmith.speculate.replay import ReplayResult, replay
 from draftsmith.speculate.stats import SpeculationCounter
+from draftsmith.speculate.trace import RoundRecord, Trace, TracedDrafter, read_trace, trace_json
 from draftsmith.speculate.verify import verify
 from draftsmith.speculate.vocabulary import VocabularyMap, check_same_vocabulary, compare_vocabularies
 
@@ -30,10 +32,14 @@ __all__ = [
     "MixedDrafter",
     "ModelDrafter",
     "PromptLookupDrafter",
+    "ReplayResult",
     "Round",
+    "RoundRecord",
     "SpeculationCounter",
     "SteppedDraftSession",
     "SuffixDrafter",
+    "Trace",
+    "TracedDrafter",
     "TranslatedDrafter",
     "VocabularyMap",
     "WantsMore",
@@ -41,6 +47,9 @@ __all__ = [
     "common_prefix",
     "compare_vocabularies",
     "generate",
+    "read_trace",
+    "replay",
     "token_limit",
+    "trace_json",
     "verify",
 ]

@@ -105,11 +105,13 @@ class ForeignModel:
             readings.append(run.cache.reading)
         unread = [reading.unread() for reading in readings]
         known = [i for i, ids in enumerate(unread) if ids]
-        rows = self._model.forward([TokenRun(readings[i].cache, unread[i]) for i in known])
+        rows = self._model.forward(
+            [TokenRun(readings[i].cache, unread[i], num_logits=runs[i].num_logits) for i in known]
+        )
         for i in known:
             readings[i].took(unread[i])
         logits = dict(zip(known, rows, strict=True))
-        return [self._translate(logits.get(i), run.num_logits) for i, run in enumerate(runs)]
+        return [self._translate(logits.get(i), run.num_logits)[:, : run.vocab_limit] for i, run in enumerate(runs)]
 
     def _translate(self, row: Logits | None, num_logits: int) -> Logits:
         """float32 [1, D] (None: nothing is known) to float32 [num_logits, V]."""

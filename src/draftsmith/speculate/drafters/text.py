@@ -74,7 +74,7 @@ class TextDraftSession:
         self._reading.text.sync(token_ids)
         unread = self._reading.unread()[:-1]
         if unread:
-            self._model.forward([TokenRun(self._reading.cache, unread)])
+            self._model.forward([TokenRun(self._reading.cache, unread, num_logits=0)])
             self._reading.took(unread)
 
     def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
