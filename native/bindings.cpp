@@ -253,7 +253,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro("length", &KVCache::length)
         .def_prop_ro("capacity", &KVCache::capacity)
         .def_prop_ro("allocated_bytes", &KVCache::allocated_bytes)
-        .def("truncate", &KVCache::truncate, "length"_a)
+        .def("truncate", [](KVCache& cache, int64_t length) {
+            if (length < 0) throw std::invalid_argument("cannot truncate a cache to " + std::to_string(length) + " tokens");
+            cache.truncate(static_cast<size_t>(length));
+        }, "length"_a)
         .def("fork", &KVCache::fork, "length"_a)
         .def("growth", &KVCache::growth, "count"_a);
 

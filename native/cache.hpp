@@ -56,6 +56,7 @@ public:
     KVCache(const KVCache&) = delete;
     KVCache& operator=(const KVCache&) = delete;
 
+    const BlockPool* pool() const { return pool_.get(); }  // of the model that the cache was made for
     size_t length() const { return length_; }
     size_t capacity() const { return capacity_; }
     size_t allocated_bytes() const { return blocks_.size() * shape_.block_bytes(); }

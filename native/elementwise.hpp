@@ -88,8 +88,10 @@ template <class S> void add(float* x, const float* y, size_t n) {
     for (; i < n; ++i) x[i] += y[i];
 }
 
+// Beyond the range of f16 is its largest number: an infinity in the cache would spoil rows that give it the weight 0.
 template <class S> void store_half(const float* x, uint16_t* y, size_t n) {
-    for (size_t i = 0; i < n; i += 16) S::store_half(y + i, S::load(x + i));
+    const auto largest = S::splat(65504.0f), smallest = S::splat(-65504.0f);
+    for (size_t i = 0; i < n; i += 16) S::store_half(y + i, S::min(S::max(S::load(x + i), smallest), largest));
 }
 
 }  // namespace

@@ -63,6 +63,7 @@ void Model::check(const std::vector<TokenRun>& runs, size_t width) const {
     if (width == 0 || width > shape_.vocab) throw std::invalid_argument("logits of " + std::to_string(width) + " entries were asked for; the vocabulary has " + std::to_string(shape_.vocab));
     for (size_t i = 0; i < runs.size(); ++i) {
         const TokenRun& run = runs[i];
+        if (run.cache->pool() != cache_blocks_.get()) throw std::invalid_argument("a cache belongs to another model; make it with this model's new_cache()");
         if (run.count == 0) throw std::invalid_argument("a run has no tokens; give at least one");
         if (run.num_logits > run.count) throw std::invalid_argument("a run asks for more rows of logits than it has tokens");
         if (run.cache->length() + run.count > run.cache->capacity()) {

@@ -145,7 +145,8 @@ void unpack_quantised(const FormatInfo& f, size_t cols, const uint8_t* tile, siz
             }
         }
         const int code = read_group_code(f, codes + g * code_bytes(f), lane, k % kGroup);
-        out[k] = scale * static_cast<float>(code - f.offset) + minimum;
+        out[k] = scale * static_cast<float>(code - f.offset);
+        if (f.minimum) out[k] += minimum;  // adding a zero would lose the sign of a negative one
     }
 }
 

@@ -68,7 +68,9 @@ class FakeModel:
             raise KeyboardInterrupt
         cache.ids += run.token_ids
         ends = range(cache.length - run.num_logits + 1, cache.length + 1)
-        return np.array([self._row(cache.ids[:end]) for end in ends], np.float32).reshape(-1, VOCAB_SIZE)
+        return np.array([self._row(cache.ids[:end]) for end in ends], np.float32).reshape(-1, VOCAB_SIZE)[
+            :, : run.vocab_limit
+        ]
 
     def _row(self, ids: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         rng = np.random.default_rng([self._seed, *ids[-self._order :]])

