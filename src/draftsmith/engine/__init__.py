@@ -1,5 +1,5 @@
 """The engine. ``LLM`` loads models, keeps caches, runs the loop of ``speculate``, turns tokens into text; ``Engine``
-serves many requests at once, and ``engine.thread.EngineThread`` does so in a thread of its own.
+serves many requests at once, and ``EngineThread`` does so in a thread of its own.
 """
 
 from draftsmith.engine.assemble import Piece
@@ -10,15 +10,18 @@ from draftsmith.engine.llm import LLM, Prompt
 from draftsmith.engine.loading import DraftChoice, LoadedModel
 from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress
 from draftsmith.engine.stream import TextStream
+from draftsmith.engine.thread import AsyncReply, EngineThread
 
 __all__ = [
     "DEFAULT_TARGET",
     "LLM",
+    "AsyncReply",
     "DraftChoice",
     "Engine",
     "EngineLimits",
     "EngineOptions",
     "EngineStats",
+    "EngineThread",
     "Handle",
     "LoadedModel",
     "Piece",

@@ -149,6 +149,10 @@ class Engine:
         for task in [*self._roster.running, *self._roster.waiting]:
             self._roster.remove(task, keep=False)
 
+    def forget_texts(self) -> None:
+        """Free the caches of texts that are over. What was learnt about drafts stays."""
+        self._roster.kept.clear()
+
     def step(self) -> None:
         """One round for every text of the batch. Errors end the requests that they concern, never the others."""
         self._num_steps += 1

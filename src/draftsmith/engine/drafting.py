@@ -101,12 +101,13 @@ class BatchDrafter:
         Returns the tasks that went wrong; they must not go on.
         """
         ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.draft.token_ids]
+        policies = {task: task.policy or self._new_policy(task) for task in ready}
         self._set_costs(ready, parts)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, Steps]] = {}
         may_read = True
         for task in ready:
-            session, policy = task.session, task.policy or self._new_policy(task)
+            session, policy = task.session, policies[task]
             task.policy = policy
             try:
                 if isinstance(session, SteppedDraftSession):

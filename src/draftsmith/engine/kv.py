@@ -142,6 +142,10 @@ class PrefixCache:
         if len(self._entries) > self._max_entries:
             self.evict()
 
+    def clear(self) -> None:
+        """Forget all entries."""
+        self._entries.clear()
+
     def evict(self) -> bool:
         """Forget the entry that has been of no use for longest; False when there is none."""
         if self._entries:

@@ -15,7 +15,7 @@ __all__ = ["write_together"]
 
 
 def write_together(engine: Engine, texts: Sequence[tuple[Request, Reply]], load_s: float) -> list[Completion]:
-    """Submit all requests, step until each is done, and gather every one's rounds in its Reply.
+    """Submit all requests, step until each is done, and gather every one's rounds in its Reply. No caches are left.
 
     Raises what the engine refuses a request with, or what goes wrong with one; the others are then abandoned.
     """
@@ -27,6 +27,7 @@ def write_together(engine: Engine, texts: Sequence[tuple[Request, Reply]], load_
                 raise error
     finally:
         engine.abandon()
+        engine.forget_texts()
     for _, reply in texts:
         reply.finish()
     timings = [dataclasses.replace(handle.timing, load_s=load_s) for handle in handles]
