@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from draftsmith.model.protocol import Logits, TokenRun
-from draftsmith.speculate import ModelDrafter
+from draftsmith.speculate import FixedLength, ModelDrafter
 from draftsmith.speculate.drafters.model import COMMON_IDS, common_vocabulary
 from draftsmith.types import Request, SamplingParams
 
@@ -17,7 +17,10 @@ RARE = VOCAB - 1
 
 
 class Cache:
-    length, capacity = 0, 1000
+    length = 0
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
 
     def truncate(self, length: int) -> None:
         self.length = length
@@ -32,7 +35,7 @@ class WideModel:
         self.limits: list[int | None] = []
 
     def new_cache(self, capacity: int | None = None) -> Cache:
-        return Cache()
+        return Cache(capacity or self.max_context)
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         [run] = runs
@@ -46,7 +49,7 @@ def draft_after(text: list[int], target_vocab_size: int = VOCAB) -> tuple[int, i
     session = ModelDrafter(model, target_vocab_size=target_vocab_size).start(
         Request(prompt_ids=tuple(text), sampling=SamplingParams(greedy=True)), "coupled"
     )
-    draft = session.draft(text, 1, lambda _confidences, _upcoming, **_: True)
+    draft = session.draft(text, 1, FixedLength(1).wants_more)
     return draft.token_ids[0], model.limits[-1]
 
 
