@@ -32,7 +32,7 @@ def distributions(count: int, size: int, seed: int, sharpness: float = 2.0) -> t
 
 
 def _kl(p: Floats, q: Floats) -> float:
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+    return float(sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True) if a > 0))
 
 
 def _jsd(p: Floats, q: Floats, beta: float = 0.3) -> float:

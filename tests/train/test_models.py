@@ -105,7 +105,7 @@ def test_the_tokenizer_carries_the_prompt_format(template: str, tmp_path: Path) 
     expected = choose_format(learner.tokenizer, template).encode(messages)
     ours = Tokenizer.from_folder(folder)
     assert choose_format(ours).encode(messages).token_ids == expected.token_ids
-    theirs = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    theirs = AutoTokenizer.from_pretrained(folder)
     rows = [{"role": message.role, "content": message.content} for message in messages]
     ids = theirs.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
     assert tuple(ids) == expected.token_ids
@@ -119,7 +119,7 @@ def test_gguf_parents_become_folders_with_the_same_ids(kind: str, tmp_path: Path
     write_gguf_model(path, config, random_tensors(config), metadata)
     learner = load_learner(str(path))
     folder = save(learner, tmp_path / "saved")
-    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
     for text in ("the quick brown fox", "  def f(x):\n    return 12", "日本語 größer", "don't  stop"):
         expected = learner.tokenizer.encode(text)
         assert ours.encode(text) == expected
@@ -133,7 +133,7 @@ def test_layers_are_spread_evenly_or_as_listed() -> None:
     assert kept_layers(InitStage(name="i", kind="init"), 3) == (0, 1, 2)
     for wrong in ({"layers": (2, 1)}, {"layers": (3,)}, {"num_layers": 4}, {"num_layers": 1, "layers": (0,)}):
         with pytest.raises(UsageError, match=r"stage\.i"):
-            kept_layers(InitStage(name="i", kind="init", **wrong), 3)  # type: ignore[arg-type]
+            kept_layers(InitStage(name="i", kind="init", **wrong), 3)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
@@ -157,7 +157,7 @@ def shrunk(learner: Learner, stage: InitStage) -> Any:
     config = shrunk_config(learner.config, stage)
     layers = kept_layers(stage, learner.config.num_layers)
     model = new_model(config)
-    model.load_state_dict(shrunk_weights(learner.model.state_dict(), learner.config, config, layers), strict=True)
+    model.load_state_dict(shrunk_weights(learner.model.state_dict(), config, layers), strict=True)
     return model
 
 

@@ -1,8 +1,8 @@
 """Replies that a target wrote, with its likeliest tokens at each place: safetensors files of some hundred replies each.
 
 Arrays of a part, n tokens in d documents of which m are learnt: ``ids`` uint32 [n], ``mask`` uint8 [n], ``lengths``
-int64 [d], ``top_ids`` uint16 or uint32 [m, k], ``top_logprobs`` float16 [m, k]. The header's metadata names the
-vocabulary (``fingerprint``), the target, and the prompts that the part answers (``prompts``, hashes, for resuming).
+int64 [d], ``top_ids`` uint16 or uint32 [m, k], ``top_logprobs`` float16 [m, k]. The header's metadata names, as JSON,
+the vocabulary (``fingerprint``), the target, and the prompts that the part answers (``prompts``, hashes, for resuming).
 Two bytes for an id and two for a log-probability: k = 32 takes 128 bytes a token.
 """
 
@@ -22,9 +22,10 @@ from draftsmith.train.encode import Document
 __all__ = ["PART_PATTERN", "part_metadata", "read_parts", "write_part"]
 
 PART_PATTERN = "part-*.safetensors"
+_METADATA = "draftsmith"  # one entry: the format writes several in no certain order
 
 
-def write_part(path: Path, documents: Sequence[Document], metadata: Mapping[str, str]) -> None:
+def write_part(path: Path, documents: Sequence[Document], metadata: Mapping[str, Any]) -> None:
     """Write one part, atomically. All documents have the same k, perhaps none. Raises DiskFull, ResourceError."""
     from safetensors.numpy import save
 
@@ -40,7 +41,7 @@ def write_part(path: Path, documents: Sequence[Document], metadata: Mapping[str,
         arrays["top_ids"] = top_ids.astype(np.uint16) if top_ids.max(initial=0) < 1 << 16 else top_ids
         arrays["top_logprobs"] = np.concatenate(logprobs)
     with atomic_file(path) as file:
-        file.write(save(arrays, metadata=dict(metadata)))
+        file.write(save(arrays, metadata={_METADATA: json.dumps(metadata)}))
 
 
 def part_metadata(path: Path) -> dict[str, Any]:
@@ -49,9 +50,10 @@ def part_metadata(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, Any] = dict(file.metadata() or {})
-        metadata["prompts"] = json.loads(metadata.get("prompts", "[]"))
-    except (SafetensorError, OSError, ValueError) as error:
+            metadata: dict[str, Any] = json.loads(file.metadata()[_METADATA])
+        if not isinstance(metadata["prompts"], list):
+            raise ValueError("prompts is no list")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); remove it and run the generate stage again") from None
     return metadata
 

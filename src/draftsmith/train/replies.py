@@ -142,7 +142,7 @@ def write_replies(
             metadata = {
                 "fingerprint": writer.tokenizer.fingerprint(),
                 "target": writer.name,
-                "prompts": json.dumps([job.key for job in batch]),
+                "prompts": [job.key for job in batch],
             }
             write_part(
                 folder / f"part-{len(parts) + start // stage.rows_per_part:05d}.safetensors", documents, metadata

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 
@@ -19,6 +20,23 @@ from draftsmith.train.schema import ExtendStage, InitStage
 __all__ = ["extended", "kept_layers", "shrunk_config", "shrunk_weights"]
 
 Weights = Mapping[str, torch.Tensor]
+
+# What the rows and the columns of each tensor of a layer are; None: the heads' own, which stay.
+_AXES: Mapping[str, tuple[str | None, str | None]] = MappingProxyType(
+    {
+        "input_layernorm": ("hidden", None),
+        "post_attention_layernorm": ("hidden", None),
+        "self_attn.q_proj": (None, "hidden"),
+        "self_attn.k_proj": (None, "hidden"),
+        "self_attn.v_proj": (None, "hidden"),
+        "self_attn.o_proj": ("hidden", None),
+        "self_attn.q_norm": (None, None),
+        "self_attn.k_norm": (None, None),
+        "mlp.gate_proj": ("inner", "hidden"),
+        "mlp.up_proj": ("inner", "hidden"),
+        "mlp.down_proj": ("hidden", "inner"),
+    }
+)
 
 
 def kept_layers(stage: InitStage, num_layers: int) -> tuple[int, ...]:
@@ -61,7 +79,7 @@ def shrunk_config(config: ModelConfig, stage: InitStage) -> ModelConfig:
     )
 
 
-def shrunk_weights(weights: Weights, config: ModelConfig, smaller: ModelConfig, layers: Sequence[int]) -> Weights:
+def shrunk_weights(weights: Weights, smaller: ModelConfig, layers: Sequence[int]) -> Weights:
     """The weights of the smaller model, taken from ``weights`` (names of ``layout.expected_tensors``)."""
     hidden = _heaviest(weights[EMBEDDING].norm(dim=0), smaller.hidden_size)
     taken: dict[str, torch.Tensor] = {}
@@ -71,16 +89,13 @@ def shrunk_weights(weights: Weights, config: ModelConfig, smaller: ModelConfig, 
             continue
         _, _, number, rest = name.split(".", 3)
         prefix = f"model.layers.{layers[int(number)]}."
+        rows, columns = _AXES[rest.rsplit(".", 1)[0]]
+        axes = {"hidden": hidden, "inner": _heaviest_inner(weights, prefix, smaller.intermediate_size)}
         tensor = weights[prefix + rest]
-        inner = _heaviest_inner(weights, prefix, smaller.intermediate_size)
-        if rest.startswith(("mlp.gate_proj", "mlp.up_proj")):
-            tensor = tensor[inner]
-        elif rest == "mlp.down_proj.weight":
-            tensor = tensor[:, inner]
-        if rest.split(".")[1] in ("o_proj", "down_proj") or tensor.ndim == 1:
-            tensor = tensor[hidden] if tensor.shape[0] == config.hidden_size and "_norm." not in rest else tensor
-        else:
-            tensor = tensor[:, hidden]
+        if rows is not None:
+            tensor = tensor[axes[rows]]
+        if columns is not None and tensor.ndim == 2:  # biases have rows only
+            tensor = tensor[:, axes[columns]]
         taken[name] = tensor.reshape(shape).clone()
     return taken
 
@@ -94,7 +109,14 @@ def extended(config: ModelConfig, stage: ExtendStage) -> ModelConfig:
     if stage.rope == "theta":
         if stage.rope_theta is None or stage.rope_factor is not None:
             raise UsageError(f'stage.{stage.name}: rope = "theta" needs rope_theta, and takes no rope_factor')
-        new = replace(rope, theta=stage.rope_theta, max_position_embeddings=context)
+        new = replace(
+            rope,
+            theta=stage.rope_theta,
+            max_position_embeddings=context,
+            original_max_position_embeddings=context
+            if rope.rope_type == "default"
+            else rope.original_max_position_embeddings,
+        )
     else:
         if stage.rope_theta is not None or rope.rope_type != "default":
             what = "takes no rope_theta" if stage.rope_theta is not None else f"cannot follow {rope.rope_type} scaling"
@@ -104,7 +126,7 @@ def extended(config: ModelConfig, stage: ExtendStage) -> ModelConfig:
             max_position_embeddings=context,
             rope_type=stage.rope,
             factor=stage.rope_factor or growth,
-            original_max_position_embeddings=config.max_context,
+            original_max_position_embeddings=config.max_context if stage.rope == "yarn" else context,
         )
     return replace(config, rope=new, max_context=context)
 

@@ -46,9 +46,7 @@ def initialise(stage: InitStage, parent: Learner, place: Workplace) -> tuple[Lea
     model = new_model(config, stage.seed)
     if not stage.from_scratch:
         weights = {name: tensor.detach() for name, tensor in parent.model.state_dict().items()}
-        model.load_state_dict(
-            {**model.state_dict(), **shrunk_weights(weights, parent.config, config, layers)}, strict=True
-        )
+        model.load_state_dict({**model.state_dict(), **shrunk_weights(weights, config, layers)}, strict=True)
         model.tie_weights()
     kept, report = parent.kept_ids, {}
     if stage.keep_vocabulary is not None:
@@ -83,8 +81,8 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
     plan = data_plan(stage, learner, place)
     store = prepare(plan, place.folder / "data", place.tell)
     device = pick_device(stage.device)
-    held_out = _held_out(stage, learner, plan, place)
     objective = _objective(stage, learner, store, place)
+    held_out = _held_out(stage, learner, plan, place)
     if held_out is not None and isinstance(objective, Preference):
         held_out = replace(held_out, preference=objective)
     learner.model.to(device)

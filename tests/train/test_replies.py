@@ -1,0 +1,197 @@
+"""Text that the target writes: what is stored is what the engine says, once for each prompt, resumable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from draftsmith.engine import LLM
+from draftsmith.errors import CheckpointError, DraftsmithError, TokenizerError, UsageError
+from draftsmith.train.parts import part_metadata, read_parts
+from draftsmith.train.replies import read_prompts, write_prompts, write_replies
+from draftsmith.train.schema import DataSource, GenerateStage
+from draftsmith.types import Completion, Message, SamplingParams
+from tests.support.fakes import EOS
+from tests.support.tiny import tiny_folder
+
+STAGE = GenerateStage(
+    name="replies", kind="generate", temperature=1.0, max_new_tokens=9, top_logprobs=5, rows_per_part=2, draft="lookup"
+)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return LLM(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"), "lookup", threads=1)
+
+
+def prompts(*texts: str) -> list[tuple[Message, ...]]:
+    return [(Message("user", text),) for text in texts]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_part_holds_what_the_engine_says(llm: LLM, tmp_path: Path) -> None:
+    counts = write_replies(llm, STAGE, prompts("hi", "so", "then"), tmp_path, lambda _: None)
+    assert counts == {"prompts": 3, "replies": 3}
+    parts = sorted(tmp_path.iterdir())
+    assert [path.name for path in parts] == ["part-00000.safetensors", "part-00001.safetensors"]
+    documents = [document for part in parts for document in read_parts(part, llm.tokenizer.fingerprint())]
+    assert len(documents) == 3
+    for text, document in zip(("hi", "so", "then"), documents, strict=True):
+        prompt = llm.prompt_format.encode([Message("user", text)]).token_ids
+        assert tuple(document.ids[: len(prompt)]) == prompt
+        assert document.mask.tolist() == [False] * len(prompt) + [True] * 9
+        assert document.top_ids is not None
+        assert document.top_logprobs is not None
+        assert document.top_ids.shape == document.top_logprobs.shape == (9, 5)
+        [again] = llm.generate(list(prompt), SamplingParams(max_new_tokens=1, greedy=True, logprobs=5))
+        assert again.logprobs is not None
+        assert document.top_ids[0].tolist() == [token for token, _ in again.logprobs[0].top]
+        expected = [logprob for _, logprob in again.logprobs[0].top]
+        assert document.top_logprobs[0].astype(float) == pytest.approx(expected, abs=2e-3)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class FewReplies:
+    """A writer that breaks off after some replies."""
+
+    def __init__(self, llm: LLM, count: int) -> None:
+        self._llm, self._left = llm, count
+        self.name, self.tokenizer, self.prompt_format = llm.name, llm.tokenizer, llm.prompt_format
+
+    def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
+        self._left -= 1
+        if self._left < 0:
+            raise Interrupted
+        return self._llm.chat(messages, sampling)
+
+    def generate(self, prompt: Any, sampling: SamplingParams) -> list[Completion]:
+        self._left -= 1
+        if self._left < 0:
+            raise Interrupted
+        return self._llm.generate(prompt, sampling)
+
+
+def test_interrupted_work_goes_on_and_nothing_is_written_twice(llm: LLM, tmp_path: Path) -> None:
+    asked = prompts("a", "b", "c", "d", "e")
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    write_replies(llm, STAGE, asked, tmp_path / "whole", lambda _: None)
+    with pytest.raises(Interrupted):
+        write_replies(FewReplies(llm, 3), STAGE, asked, tmp_path / "parts", lambda _: None)
+    assert len(contents(tmp_path / "parts")) == 1
+    write_replies(FewReplies(llm, 3), STAGE, asked, tmp_path / "parts", lambda _: None)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    write_replies(FewReplies(llm, 0), STAGE, asked, tmp_path / "parts", lambda _: None)
+
+
+def test_samples_of_one_prompt_differ_and_the_seed_decides(llm: LLM, tmp_path: Path) -> None:
+    def written(name: str, stage: GenerateStage) -> list[list[int]]:
+        (tmp_path / name).mkdir()
+        write_replies(llm, stage, prompts("hi"), tmp_path / name, lambda _: None)
+        parts = sorted((tmp_path / name).iterdir())
+        return [d.ids.tolist() for part in parts for d in read_parts(part, llm.tokenizer.fingerprint())]
+
+    three = written("a", replace(STAGE, samples=3))
+    assert len({tuple(ids) for ids in three}) == 3
+    assert written("b", replace(STAGE, samples=3)) == three
+    assert written("c", replace(STAGE, samples=3, seed=1)) != three
+
+
+def test_every_turn_of_a_conversation_is_answered(llm: LLM, tmp_path: Path) -> None:
+    asked = [(Message("user", "hi"), Message("user", "so"))]
+    write_replies(llm, STAGE, asked, tmp_path, lambda _: None)
+    first, second = read_parts(tmp_path / "part-00000.safetensors", llm.tokenizer.fingerprint())
+    reply = llm.tokenizer.decode(first.ids[first.mask].tolist())
+    history = [Message("user", "hi"), Message("assistant", reply), Message("user", "so")]
+    assert tuple(second.ids[~second.mask]) == llm.prompt_format.encode(history).token_ids
+
+
+def test_prompts_come_once_and_bad_ones_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "what  now"}, {"turns": ["what now"]}, {"instruction": "what\nnow"}, {"prompt": "else"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = DataSource(path=str(path))
+    assert read_prompts([source, source], pytest.fail) == prompts("what  now", "else")
+    assert read_prompts([replace(source, limit=1)], pytest.fail) == prompts("what  now")
+    path.write_text('{"prompt": "a"}\n{"odd": 1}\nno json\n')
+    told: list[str] = []
+    with pytest.raises(UsageError, match="2 rows hold no prompt, and nothing was generated"):
+        read_prompts([source], told.append)
+    assert [line.split(":")[0] for line in told] == [f"{path}, row 2", f"{path}, row 3"]
+
+
+class MadeUp(FewReplies):
+    """A target whose user turns are numbers, of which every third is cut off and every fifth a repetition."""
+
+    def __init__(self, llm: LLM, count: int) -> None:
+        super().__init__(llm, count)
+        self.starts: list[list[int]] = []
+
+    def generate(self, prompt: Any, sampling: SamplingParams) -> list[Completion]:
+        [completion] = super().generate(prompt, replace(sampling, max_new_tokens=1))
+        self.starts.append(list(prompt))
+        number = sampling.seed or 0
+        text = "again" if number % 5 == 0 else f" ask {number} "
+        return [replace(completion, text=text, finish_reason="length" if number % 3 == 0 else "stop")]
+
+
+def test_the_target_makes_prompts_up_and_goes_on_after_a_break(llm: LLM, tmp_path: Path) -> None:
+    stage = replace(STAGE, num_prompts=6)
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    writer = MadeUp(llm, 100)
+    made = write_prompts(writer, stage, whole, lambda _: None)
+    assert len(made) == len(set(made)) == 6
+    assert all(message.content.startswith(("ask ", "again")) for [message] in made)
+    assert llm.tokenizer.decode(writer.starts[0]) == "<|im_start|>user\n"
+    with pytest.raises(Interrupted):
+        write_prompts(MadeUp(llm, 3), stage, path, lambda _: None)
+    path.write_bytes(path.read_bytes() + b'{"prompt": "half a li')
+    assert write_prompts(MadeUp(llm, 100), stage, path, lambda _: None) == made
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_damaged_and_foreign_parts_are_told(llm: LLM, tmp_path: Path) -> None:
+    write_replies(llm, STAGE, prompts("hi"), tmp_path, lambda _: None)
+    path = tmp_path / "part-00000.safetensors"
+    assert part_metadata(path)["target"] == llm.name
+    with pytest.raises(TokenizerError, match="another vocabulary"):
+        list(read_parts(path, "other"))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        list(read_parts(path, llm.tokenizer.fingerprint()))
+
+
+def test_replies_end_with_the_token_that_ends_them(llm: LLM, tmp_path: Path) -> None:
+    """EOS is part of what is learnt: a draft that never learns it never stops."""
+
+    class Ending(FewReplies):
+        def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
+            written = super().chat(messages, sampling)
+            assert written.logprobs is not None
+            return replace(written, token_ids=(*written.token_ids[:3], EOS), logprobs=written.logprobs[:4])
+
+    write_replies(Ending(llm, 5), STAGE, prompts("hi"), tmp_path, lambda _: None)
+    [document] = read_parts(tmp_path / "part-00000.safetensors", llm.tokenizer.fingerprint())
+    assert document.ids[-1] == EOS
+    assert document.mask[-4:].all()
+    assert np.count_nonzero(document.mask) == 4
+
+
+def test_a_target_that_says_nothing_is_told(llm: LLM, tmp_path: Path) -> None:
+    class Silent(FewReplies):
+        def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
+            return super().chat(messages, replace(sampling, logit_bias={EOS: 1e4}))
+
+    with pytest.raises(DraftsmithError, match="wrote no reply to any prompt"):
+        write_replies(Silent(llm, 5), STAGE, prompts("hi"), tmp_path, lambda _: None)
