@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,16 @@ def test_other_settings_need_another_folder(place: Path, capsys: pytest.CaptureF
     (place / "out/extend/stage.json").unlink()
     assert main(command) == 2
     assert "is no finished stage" in capsys.readouterr().err
+
+
+def test_two_programs_do_not_share_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "out").mkdir()
+    descriptor = os.open(place / "out", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert main(["train", "r.toml", "--stage", "extend"]) == 2
+    assert "another program is training in out" in capsys.readouterr().err
+    os.close(descriptor)
+    assert main(["train", "r.toml", "--stage", "extend"]) == 0
 
 
 def test_a_target_with_another_vocabulary_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from draftsmith.checkpoint.atomic import atomic_file
+from draftsmith.checkpoint.atomic import atomic_file, explain_os_error
 from draftsmith.errors import UsageError
 from draftsmith.provenance import collect
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
@@ -41,15 +43,33 @@ class Reporter:
 def run_recipe(recipe: Recipe, reporter: Reporter, only: str | None = None) -> dict[str, dict[str, Any]]:
     """Run every stage that is not done yet, or ``only`` one; the contents of each stage.json by name.
 
-    Raises UsageError when a folder was made with other settings, and what the stages raise.
+    Raises UsageError when a folder was made with other settings or is in use, and what the stages raise.
     """
     if only is not None and only not in [stage.name for stage in recipe.stages]:
         raise UsageError(f"the recipe has no stage {only!r}; it has {', '.join(s.name for s in recipe.stages)}")
-    records = {}
-    for stage in recipe.stages:
-        if only is None or stage.name == only:
-            records[stage.name] = _run(recipe, stage, reporter)
-    return records
+    with _alone(recipe.output):
+        return {
+            stage.name: _run(recipe, stage, reporter) for stage in recipe.stages if only is None or stage.name == only
+        }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second program out of the folder; however this one ends, the system lets go. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UsageError(f"another program is training in {folder}; wait for it or choose another output") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _run(recipe: Recipe, stage: Stage, reporter: Reporter) -> dict[str, Any]:
