@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from draftsmith.cli import bench, certify, chat, evaluate, generate, models, plan, replay, report_page, train
+from draftsmith.cli import bench, card, certify, chat, evaluate, generate, models, plan, replay, report_page, train
 from draftsmith.cli.options import add_command
 from draftsmith.errors import DraftsmithError
 
@@ -56,6 +56,7 @@ def build() -> typer.Typer:
     add_command(app, plan.plan)
     add_command(app, replay.replay)
     add_command(app, report_page.report)
+    add_command(app, card.card)
     add_command(app, train.train)
     app.add_typer(models.build(), name="models")
     return app

@@ -18,7 +18,9 @@ from draftsmith.errors import UsageError
 if TYPE_CHECKING:
     from draftsmith.measure import PromptItem
 
-__all__ = ["MeasureOptions", "ResultOptions", "Ticker", "check_folder", "origin_of", "write_text"]
+__all__ = ["MeasureOptions", "ResultOptions", "Ticker", "check_folder", "origin_of", "read_json", "write_text"]
+
+MAX_FILE_BYTES = 64_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,19 @@ def origin_of(model: ModelOptions, prompts: Path | None, options: dict[str, Any]
 
     shared = {name: value for name, value in model.for_llm().items() if name not in ("target", "draft")}
     return measurement_origin({"target": model.target, "draft": model.draft}, {**shared, **options}, prompts)
+
+
+def read_json(name: str) -> Any:
+    """The content of a file that a command wrote with ``--output``. Raises UsageError when it is none."""
+    path = Path(name).expanduser()
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{name} is too large for a result; give a file that draftsmith wrote")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read ({error.strerror}); give a file that draftsmith wrote") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{name} is not JSON; give a file that draftsmith wrote") from None
 
 
 def write_text(path: Path, text: str) -> None:

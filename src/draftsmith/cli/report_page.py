@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from draftsmith.cli.measuring import check_folder, write_text
+from draftsmith.cli.measuring import check_folder, read_json, write_text
 from draftsmith.errors import UsageError
 
 __all__ = ["report"]
-
-MAX_FILE_BYTES = 64_000_000
 
 
 def report(
@@ -36,7 +33,7 @@ def report(
         if not output.endswith((".html", ".md")):
             raise UsageError(f"--output is {output}; give a name that ends in .html or .md")
         check_folder("--output", output)
-    values = [(Path(name).name, _read(name)) for name in results]
+    values = [(Path(name).name, read_json(name)) for name in results]
     from draftsmith.measure.document import as_html, as_markdown
     from draftsmith.measure.report import report_page
 
@@ -45,15 +42,3 @@ def report(
         sys.stdout.write(as_markdown(page))
     else:
         write_text(Path(output).expanduser(), as_html(page) if output.endswith(".html") else as_markdown(page))
-
-
-def _read(name: str) -> Any:
-    path = Path(name).expanduser()
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UsageError(f"{name} is too large for a result; give a file that --output wrote")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read ({error.strerror}); give a file that --output wrote") from None
-    except (ValueError, RecursionError):
-        raise UsageError(f"{name} is not JSON; give a file that --output wrote") from None

@@ -1,7 +1,7 @@
 """``bench``: what speculation gains on these prompts, on this machine. Plain and speculative take turns in one run.
 
 Definitions. tokens/s: tokens after a reply's first one / time from the first token to the last; reading the prompt is
-not counted, but for the draft's own reading of it. Speed-up: speculative tokens/s / plain tokens/s, over all tokens.
+not counted, neither the target's nor the draft's. Speed-up: speculative tokens/s / plain tokens/s, over all tokens.
 Acceptance rate: accepted / draft tokens. Mean acceptance length: 1 + accepted / rounds with a draft, bonus token
 included. Intervals: 95 %, bootstrap over prompts.
 """

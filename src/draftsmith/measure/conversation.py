@@ -25,7 +25,7 @@ def tell_nobody(done: int, total: int, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user's turn answered both ways. The forwards are those of the speculative reply, in order."""
+    """One user's turn answered both ways. The forwards that gave logits to the speculative reply, in order."""
 
     prompt_ids: tuple[int, ...]
     plain: Completion
@@ -64,8 +64,9 @@ def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, specu
         if model is not None:
             model.take()
     speculative = pair.speculative.chat(messages, sampling)
-    target_forwards = tuple(pair.target.take())
-    draft_forwards = tuple(pair.draft.take()) if pair.draft is not None else ()
+    target_forwards = tuple(forward for forward in pair.target.take() if forward.num_logits)
+    drafted = pair.draft.take() if pair.draft is not None else []
+    draft_forwards = tuple(forward for forward in drafted if forward.num_logits)  # the others read the prompt
     prompt = pair.plain.prompt_format.encode(messages, add_generation_prompt=True)
     plain = plain or pair.plain.chat(messages, sampling)
     return Turn(prompt.token_ids, plain, speculative, target_forwards, draft_forwards)

@@ -31,10 +31,13 @@ def bars(title: str, rows: Sequence[Bar], *, mark: float | None = None) -> str:
     room = WIDTH - _LEFT - 130
     height = 28 * len(rows) + 12
     parts = []
+    if mark is not None:
+        x = _LEFT + room * mark / top
+        parts.append(_line(x, 0, x, height, "stroke:var(--two);stroke-width:1.5;stroke-dasharray:5 4"))
     for place, row in enumerate(rows):
         y = 8 + 28 * place
         length = room * row.value / top
-        parts.append(_text(_LEFT - 10, y + 14, row.label, anchor="end"))
+        parts.append(_text(_LEFT - 10, y + 14, _short(row.label), anchor="end"))
         parts.append(f'<rect x="{_LEFT}" y="{y}" width="{length:.1f}" height="19" style="fill:var(--one)"/>')
         end = length
         if row.interval is not None:
@@ -43,20 +46,17 @@ def bars(title: str, rows: Sequence[Bar], *, mark: float | None = None) -> str:
             parts += [_line(x, y + 5, x, y + 14, "stroke:var(--ink);stroke-width:1.6") for x in (low, high)]
             end = max(length, high - _LEFT)
         parts.append(_text(_LEFT + end + 8, y + 14, row.text))
-    if mark is not None:
-        x = _LEFT + room * mark / top
-        parts.append(_line(x, 0, x, height, "stroke:var(--two);stroke-width:1.5;stroke-dasharray:5 4"))
     return _svg(title, WIDTH, height, parts)
 
 
 def curve(title: str, points: Mapping[float, float], *, x_name: str, y_name: str) -> str:
     """Measured points joined by lines; the y axis begins at 0."""
-    width, height, left, bottom = WIDTH, 290, 60, 46
+    width, height, left, top_edge, bottom = WIDTH, 300, 60, 28, 46
     right, top = max(points), max(points.values()) * 1.08
     known = sorted(points.items())
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (width - left - 30) * x / right, height - bottom - (height - bottom - 14) * y / top
+        return left + (width - left - 30) * x / right, height - bottom - (height - bottom - top_edge) * y / top
 
     parts = []
     for step in range(5):
@@ -112,6 +112,11 @@ def heat_map(
             parts.append(f'<rect x="{x}" y="{y}" width="{width - 3}" height="{size - 3}" style="{paint}"/>')
             parts.append(_text(x + width / 2, y + 21, f"{hits}/{trials}", anchor="middle"))
     return _svg(title, _LEFT + width * len(columns), 30 + size * len(rows), parts)
+
+
+def _short(label: str, longest: int = 22) -> str:
+    """The label, its middle left out where it would not fit."""
+    return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-(longest // 2) :]}"
 
 
 def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:

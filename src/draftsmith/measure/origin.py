@@ -16,7 +16,8 @@ _SUFFIXES = (".safetensors", ".json", ".model", ".gguf")
 
 def weight_files(reference: str) -> list[Path]:
     """The files that make the model ``reference``, which has been loaded before; none for a drafter without files."""
-    if reference in ("auto", "lookup", "none"):
+    reference = reference.removesuffix("+lookup").removesuffix("+suffix")
+    if reference in ("auto", "lookup", "suffix", "none"):
         return []
     path = resolve(reference, local_only=True).path
     return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]

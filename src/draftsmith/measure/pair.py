@@ -16,7 +16,8 @@ from draftsmith.model.protocol import Model, TokenRun
 
 __all__ = ["Memory", "Pair", "load_pair", "resident_bytes"]
 
-NOT_MODELS = ("auto", "lookup", "none", None)
+NOT_MODELS = ("auto", "lookup", "suffix", "none")
+MIXES = ("+lookup", "+suffix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Memory:
 class Pair:
     """Two LLMs that share the target's weights but no cache.
 
-    ``target`` and ``draft`` record the forwards of the models behind them; ``draft`` is None for drafters without one.
+    ``target`` and ``draft`` record the forwards of the models behind them; ``draft`` is None for drafters
+    without one, and for mixes such as ``MODEL+lookup``, whose model cannot be reached from outside.
     """
 
     plain: LLM
@@ -75,7 +77,7 @@ def load_pair(
     shared = replace(loaded, model=recorded)
     plain = LLM(shared, "none", progress=progress, **common)
     draft_model: RecordingModel | None = None
-    if isinstance(draft, str | Path) and str(draft) not in NOT_MODELS:
+    if isinstance(draft, str | Path) and str(draft) not in NOT_MODELS and not str(draft).endswith(MIXES):
         draft = LLM(draft, "none", progress=progress, **common).target
     if isinstance(draft, LoadedModel):
         _touch(draft.model)

@@ -8,7 +8,6 @@ Only the best candidate is run in earnest.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.statistics import Interval, ratio_interval
 from draftsmith.model.protocol import TokenRun
 from draftsmith.sampling import Noise, TokenHistory, needs_history, process
-from draftsmith.speculate import FixedLength, PromptLookupDrafter, check_same_vocabulary, common_prefix
+from draftsmith.speculate import FixedLength, PromptLookupDrafter, check_same_vocabulary
 from draftsmith.types import Message, Request, SamplingParams
 
 __all__ = [
@@ -40,16 +39,12 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 
 @dataclass(frozen=True, slots=True)
 class PlainReply:
-    """A reply of the target, the ids of its prompt, and the seed and length it was asked for with.
-
-    ``new_tokens``: those of the prompt that the turn before did not hold already; a draft has to read them.
-    """
+    """A reply of the target, the ids of its prompt, and the seed and length it was asked for with."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     decode_s: float
-    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +52,10 @@ class Hits:
     """How a candidate would have drafted one reply.
 
     ``runs[k][t]`` is (drafted, accepted) if it drafts k tokens when the next token to write is t; t = 0 is never
-    drafted. ``read_s``: seconds a token that reading the prompt took.
+    drafted.
     """
 
     runs: dict[int, tuple[tuple[int, int], ...]]
-    read_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +79,6 @@ def write_replies(
         report(place, len(items), f"plain {item.id}")
         forget_caches(llm)
         messages: list[Message] = []
-        held: tuple[int, ...] = ()
         for text in item.turns:
             messages.append(Message("user", text))
             prompt = llm.prompt_format.encode(messages, add_generation_prompt=True).token_ids
@@ -94,9 +87,7 @@ def write_replies(
             except PromptTooLong:
                 break
             if len(reply.token_ids) > 1:
-                fresh = len(prompt) - common_prefix(held, prompt)
-                replies.append(PlainReply(prompt, reply.token_ids, sampling, reply.timing.decode_s, fresh))
-            held = (*prompt, *reply.token_ids)
+                replies.append(PlainReply(prompt, reply.token_ids, sampling, reply.timing.decode_s))
             messages.append(Message("assistant", reply.text))
     if not replies:
         raise UsageError("no reply had a second token, so there is nothing to plan for; give other or shorter prompts")
@@ -108,11 +99,9 @@ def model_hits(draft: LoadedModel, target: LoadedModel, reply: PlainReply) -> Hi
     check_same_vocabulary(target.tokenizer.fingerprint(), draft.tokenizer.fingerprint(), target.name, draft.name)
     length = min(len(reply.token_ids), draft.model.max_context - len(reply.prompt_ids))
     if length < 2:
-        return Hits({k: ((0, 0),) * len(reply.token_ids) for k in LENGTHS}, 0.0)
+        return Hits({k: ((0, 0),) * len(reply.token_ids) for k in LENGTHS})
     cache = draft.model.new_cache(len(reply.prompt_ids) + length)
-    began = time.perf_counter()
-    draft.model.forward([TokenRun(cache, reply.prompt_ids)])
-    read_s = (time.perf_counter() - began) / len(reply.prompt_ids)
+    draft.model.forward([TokenRun(cache, reply.prompt_ids, num_logits=0)])
     [rows] = draft.model.forward([TokenRun(cache, reply.token_ids[: length - 1], num_logits=length - 1)])
     history = TokenHistory(reply.prompt_ids) if needs_history(reply.sampling) else None
     noise, width = Noise(reply.sampling.seed or 0), min(draft.model.vocab_size, target.model.vocab_size)
@@ -123,7 +112,7 @@ def model_hits(draft: LoadedModel, target: LoadedModel, reply: PlainReply) -> Hi
         choice = noise.sample(process(row[:width], reply.sampling, history), len(reply.prompt_ids) + place)
         hits.append(choice == reply.token_ids[place])
     hits += [False] * (len(reply.token_ids) - length)
-    return Hits({k: tuple((k, _run(hits, start, k)) for start in range(len(hits))) for k in LENGTHS}, read_s)
+    return Hits({k: tuple((k, _run(hits, start, k)) for start in range(len(hits))) for k in LENGTHS})
 
 
 def lookup_hits(reply: PlainReply) -> Hits:
@@ -138,7 +127,7 @@ def lookup_hits(reply: PlainReply) -> Hits:
         )
         hits = [a == b for a, b in zip(drafts[-1], reply.token_ids[place:], strict=False)]
         longest.append((len(drafts[-1]), _run(hits, 0, len(hits))))
-    return Hits({k: tuple((min(k, drafted), min(k, kept)) for drafted, kept in longest) for k in LENGTHS}, 0.0)
+    return Hits({k: tuple((min(k, drafted), min(k, kept)) for drafted, kept in longest) for k in LENGTHS})
 
 
 def forecast(replies: Sequence[PlainReply], hits: Sequence[Hits], costs: CostCurves) -> Forecast:
@@ -173,7 +162,7 @@ class _Replay:
 
 
 def _replay(reply: PlainReply, hits: Hits, k: int, costs: CostCurves) -> _Replay:
-    cost, drafted, accepted, rounds = hits.read_s * reply.new_tokens / costs.plain_s, 0, 0, 0
+    cost, drafted, accepted, rounds = 0.0, 0, 0, 0
     place, end = 1, len(reply.token_ids)
     while place < end:
         proposed, kept = hits.runs[k][place]

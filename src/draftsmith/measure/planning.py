@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -97,14 +97,12 @@ def _candidate(
     draft: LoadedModel | None = None
     if isinstance(name, LoadedModel):
         draft = name
+    elif name == "suffix" or name.endswith(("+lookup", "+suffix")):
+        raise UsageError(f"plan cannot forecast the drafter {name}; measure it with: draftsmith bench --draft {name}")
     elif name != "lookup":
         common = {key: value for key, value in options.items() if key not in ("num_draft_tokens", "rule")}
         draft = LLM(name, "none", **common).target
-    if draft is not None:
-        model_hits(draft, target.target, replies[0])  # the first forwards of a model are slow; this one wakes it up
     hits = [lookup_hits(reply) if draft is None else model_hits(draft, target.target, reply) for reply in replies]
-    read_s = median(hit.read_s for hit in hits)
-    hits = [replace(hit, read_s=read_s) for hit in hits]
     context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
     text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
     costs = measure_costs(target.target.model, draft.model if draft else None, text[:context], repeats=7)

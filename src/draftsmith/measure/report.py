@@ -99,7 +99,7 @@ def _costs(value: dict[str, Any]) -> Section:
         (
             f"A plain step takes {step * 1000:.1f} ms after {value['provenance']['cost_context']} tokens. A draft step "
             f"costs c = {value['draft_cost_c']:.3f} of it; checking m tokens costs v(m), drawn here.",
-            f"A step reads the target's {memory['target_bytes'] / 1e6:.0f} MB of resident weights: "
+            f"A plain step reads the target's {memory['target_bytes'] / 1e6:.0f} MB of resident weights: about "
             f"{memory['target_bytes'] / step / 1e9:.1f} GB/s. Speculative decoding spent {share['target']:.0%} of its "
             f"time in the target, {share['draft']:.0%} in the draft, {share['other']:.0%} elsewhere.",
         ),
