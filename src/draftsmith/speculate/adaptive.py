@@ -26,7 +26,8 @@ __all__ = ["AutoLength"]
 
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence; finer where most draft tokens are
 _PRIOR = (0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.95, 0.98)  # acceptance expected before anything is known, for each bin
-_FREE_PRIOR = (0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 0.9, 0.97)  # of copied tokens
+_AFTER_PRIOR = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.85)  # of the token that follows
+_FREE_PRIOR = (0.1, 0.15, 0.2, 0.25, 0.4, 0.65, 0.88, 0.95)  # of copied tokens
 _OPTIMISM = 1.0  # standard deviations
 _FADE = 0.98  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
@@ -69,10 +70,15 @@ class _Record:
         self._by_confidence = [_Rate(value, memory=100) for value in prior]
         self.first = _Rate(0.6, memory=40)  # acceptance of a round's first draft token, before it is drafted
         self.later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
+        self._after = [_Rate(value, memory=80) for value in _AFTER_PRIOR]
 
     def of(self, confidence: float) -> _Rate:
         """Acceptance of tokens with such a confidence, given that those before were accepted."""
         return self._by_confidence[bisect_right(_EDGES, confidence)]
+
+    def after(self, confidence: float) -> _Rate:
+        """Acceptance of tokens that follow one with such a confidence: hard places and easy ones come in stretches."""
+        return self._after[bisect_right(_EDGES, confidence)]
 
     def see(self, draft: Draft, num_accepted: int) -> None:
         """Take in what became of a draft's tokens up to the first rejection; none after it was judged."""
@@ -81,6 +87,8 @@ class _Record:
             (self.later if i else self.first).see(hit)
             if draft.confidences:
                 self.of(draft.confidences[i]).see(hit)
+                if i:
+                    self.after(draft.confidences[i - 1]).see(hit)
 
     def fade(self) -> None:
         """A round went by without a draft of this kind."""
@@ -113,7 +121,8 @@ class AutoLength:
         if upcoming is None:
             return self._gain_of_drawing(confidences) > 0
         following = self._free.of(upcoming)
-        chance = following.value if drafted else following.optimistic
+        # With a model to fall back on, nothing is learnt by trying a copy that could not be learnt more cheaply.
+        chance = following.value if drafted or instead else following.optimistic
         gain = self._gain(_product(self._free, confidences), chance, following.value, drafted, 0.0)
         return gain > 0 and not (instead and self._gain_of_drawing(confidences) > gain)
 
@@ -136,9 +145,11 @@ class AutoLength:
 
     def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
         record, drafted = self._drawn, len(confidences)
-        chance = record.later.value if drafted else record.first.optimistic
+        chance, later = record.first.optimistic, record.later.value
+        if drafted:
+            chance = later = record.after(confidences[-1]).value
         reach = _product(record, confidences)
-        return self._gain(reach, chance, record.later.value, drafted, self._costs.draft_step)
+        return self._gain(reach, chance, later, drafted, self._costs.draft_step)
 
     def _gain(self, reach: float, chance: float, following: float, drafted: int, draft_step: float) -> float:
         """The most that some number of further tokens is expected to gain above what its cost gains elsewhere.
