@@ -158,6 +158,7 @@ class LLM:
         traced = TracedDrafter(self._drafter.drafter)
         self._drafter = dataclasses.replace(self._drafter, drafter=traced)
         self._store.forget_drafter()
+        self._engine = None
         return traced
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
