@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from draftsmith.cli import bench, card, certify, chat, evaluate, generate, models, plan, replay, report_page, train
+from draftsmith.cli import bench, card, certify, chat, evaluate, generate, models, plan, replay, report_page, serve, train
 from draftsmith.cli.options import add_command
 from draftsmith.errors import DraftsmithError
 
@@ -57,6 +57,7 @@ def build() -> typer.Typer:
     add_command(app, replay.replay)
     add_command(app, report_page.report)
     add_command(app, card.card)
+    add_command(app, serve.serve)
     add_command(app, train.train)
     app.add_typer(models.build(), name="models")
     return app

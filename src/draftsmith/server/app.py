@@ -1,0 +1,218 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from draftsmith.server import metrics
+from draftsmith.server.generation import Generation
+from draftsmith.server.guard import Guard, send_json
+from draftsmith.server.options import ServerOptions
+from draftsmith.server.page import page_routes
+from draftsmith.server.problems import ApiError, as_api_error
+from draftsmith.server.respond import Answer
+from draftsmith.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Generate,
+    Strict,
+    TokenizeRequest,
+    parse,
+)
+from draftsmith.server.service import Service
+from draftsmith.server.shapes import ChatShape, CompletionShape, Shape, Stamp
+
+__all__ = ["build_app"]
+
+Body = TypeVar("Body", bound=Strict)
+
+
+def build_app(service: Service, options: ServerOptions) -> Guard:
+    """The whole application, guarded. ``service`` is used, not closed."""
+    api = Api(service, options)
+    routes = [
+        Route("/v1/chat/completions", _plain(api.chat), methods=["POST"]),
+        Route("/v1/completions", _plain(api.complete), methods=["POST"]),
+        Route("/v1/models", _plain(api.models), methods=["GET"]),
+        Route("/v1/models/{name:path}", _plain(api.model), methods=["GET"]),
+        Route("/tokenize", _plain(api.tokenize), methods=["POST"]),
+        Route("/detokenize", _plain(api.detokenize), methods=["POST"]),
+        Route("/health", _plain(api.health), methods=["GET"]),
+        Route("/ready", _plain(api.ready), methods=["GET"]),
+        Route("/metrics", _plain(api.metrics), methods=["GET"]),
+        *page_routes(),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
+    app.router.redirect_slashes = False  # it would answer with the caller's Host
+    api.guard = Guard(app, options)
+    return api.guard
+
+
+class Api:
+    """The endpoints: each takes a request and gives what answers it. Raises ApiError."""
+
+    guard: Guard
+
+    def __init__(self, service: Service, options: ServerOptions) -> None:
+        self._service = service
+        self._options = options
+
+    async def chat(self, request: Request) -> ASGIApp:
+        """/v1/chat/completions."""
+        body = await self._body(request, ChatRequest)
+        prompt = await self._service.encode_chat(body.messages)
+        stops = self._service.model.prompt_format.stop_strings
+        generation = self._service.submit(body, [prompt], param="messages", extra_stops=stops)
+        tokenizer, stamp = self._service.model.tokenizer, Stamp(self._service.model.name)
+        shape = ChatShape(stamp, tokenizer, logprobs=body.logprobs, pieces=body.return_pieces)
+        return self._answer(body, shape, generation)
+
+    async def complete(self, request: Request) -> ASGIApp:
+        """/v1/completions."""
+        body = await self._body(request, CompletionRequest)
+        tokenizer = self._service.model.tokenizer
+        prompts = [
+            await self._service.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts
+        ]
+        generation = self._service.submit(body, prompts, param="prompt")
+        echoed: list[str] = []
+        if body.echo:
+            texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in body.prompts]
+            echoed = [text for text in texts for _ in range(body.n)]
+        shape = CompletionShape(
+            Stamp(self._service.model.name),
+            tokenizer,
+            logprobs=body.logprobs is not None,
+            pieces=body.return_pieces,
+            echoed=echoed,
+        )
+        return self._answer(body, shape, generation)
+
+    def _answer(self, body: Generate, shape: Shape, generation: Generation) -> ASGIApp:
+        return Answer(
+            generation,
+            shape,
+            stream=body.stream,
+            include_usage=body.stream_options.include_usage,
+            send_s=self._options.send_s,
+        )
+
+    async def models(self, _request: Request) -> ASGIApp:
+        """/v1/models."""
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> ASGIApp:
+        """/v1/models/NAME."""
+        self._service.check_model(request.path_params["name"])
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, object]:
+        model = self._service.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "draftsmith",
+            "max_model_len": model.context,
+            "drafter": model.drafter,
+            "safety": "none",
+        }
+
+    async def tokenize(self, request: Request) -> ASGIApp:
+        """/tokenize, as vLLM's."""
+        body = await self._body(request, TokenizeRequest)
+        if body.messages is not None:
+            ids = await self._service.encode_chat(body.messages, add_generation_prompt=body.add_generation_prompt)
+        else:
+            ids = await self._service.encode_text(body.prompt or "", add_bos=None if body.add_special_tokens else False)
+        return JSONResponse({"count": len(ids), "max_model_len": self._service.model.context, "tokens": ids})
+
+    async def detokenize(self, request: Request) -> ASGIApp:
+        """/detokenize, as vLLM's."""
+        body = await self._body(request, DetokenizeRequest)
+        return JSONResponse({"prompt": await self._service.decode(body.tokens)})
+
+    async def health(self, _request: Request) -> ASGIApp:
+        """/health: the server is alive."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _request: Request) -> ASGIApp:
+        """/ready: the server takes requests."""
+        if self.guard.draining:
+            return JSONResponse({"status": "draining"}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, _request: Request) -> ASGIApp:
+        """/metrics, for Prometheus."""
+        text = self._service.metrics.text(self._service.engine.stats)
+        return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+
+    async def _body(self, request: Request, kind: type[Body]) -> Body:
+        """The request's body, read within bounds of size and time, and checked."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be JSON; send Content-Type: application/json", code="content_type")
+        try:
+            data = await asyncio.wait_for(self._read(request), self._options.body_s)
+        except TimeoutError:
+            raise ApiError(408, "the body did not come in time", code="timeout") from None
+        body = parse(kind, data)
+        self._service.check_model(getattr(body, "model", None))
+        return body
+
+    async def _read(self, request: Request) -> bytes:
+        limit, data = self._options.max_body, bytearray()
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise ApiError(413, f"the body is larger than {limit} bytes; send less", code="too_large")
+        async for part in request.stream():
+            data += part
+            if len(data) > limit:
+                raise ApiError(413, f"the body is larger than {limit} bytes; send less", code="too_large")
+        return bytes(data)
+
+
+Endpoint = Callable[[Request], Awaitable[ASGIApp]]
+
+
+def _plain(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    """``endpoint`` with its errors as answers; whatever goes wrong, the server goes on."""
+
+    async def run(request: Request) -> Response:
+        try:
+            answer = await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+        except Exception as error:
+            answer = _Problem(as_api_error(error))
+        return answer  # type: ignore[return-value]  # Starlette calls what it gets; it need not be a Response
+
+    return run
+
+
+class _Problem:
+    """An ASGI application that answers with an error."""
+
+    def __init__(self, error: ApiError) -> None:
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's signature
+        await send_json(send, self._error.status, self._error.body(), self._error.headers)
+
+
+async def _http_problem(_request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such path, not with this method) in the same form."""
+    if not isinstance(error, HTTPException):
+        raise error
+    message = {404: "there is nothing at this path", 405: "the path does not take this method"}
+    problem = ApiError(error.status_code, message.get(error.status_code, str(error.detail)), code="not_found")
+    return JSONResponse(problem.body(), status_code=error.status_code, headers=error.headers)

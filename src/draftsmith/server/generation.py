@@ -1,0 +1,160 @@
+"""The replies to one HTTP request: submitted together, read as one stream of events, cancelled together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from draftsmith.engine import Handle, Piece
+from draftsmith.engine.assemble import TextAssembler
+from draftsmith.server.metrics import Metrics
+from draftsmith.server.problems import ApiError
+from draftsmith.speculate import Round
+from draftsmith.text import Tokenizer
+from draftsmith.types import FinishReason, SpeculationStats, TokenLogprobs
+
+__all__ = ["PING", "Choice", "Event", "Generation", "ReplyReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one round has added to choice ``index``. ``pieces`` may lag behind ``token_ids`` (stop strings, UTF-8)."""
+
+    index: int
+    pieces: tuple[Piece, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        """All of the new text."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+PING = Event(-1)
+"""Nothing has happened for a while."""
+
+
+class ReplyReader:
+    """The round filter of one reply: detokenises in the engine's thread, and ends the reply at its stop strings."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._assembler = TextAssembler(tokenizer, stops)
+        self._pieces: deque[tuple[Piece, ...]] = deque()
+
+    def __call__(self, written: Round) -> Round:
+        """See ``RoundFilter``."""
+        pieces: list[Piece] = []
+        for i, token_id in enumerate(written.token_ids):
+            pieces += self._assembler.push(token_id, i < written.num_accepted)
+            if self._assembler.stopped:
+                written = written.cut(i + 1, "stop")
+                break
+        if written.finish_reason is not None:
+            pieces += self._assembler.flush()
+        self._pieces.append(tuple(pieces))
+        return written
+
+    def take(self) -> tuple[Piece, ...]:
+        """The text of the next round, in the order of the rounds."""
+        return self._pieces.popleft()
+
+
+@dataclass(slots=True)
+class Choice:
+    """One reply. ``prompt``: the index of its prompt."""
+
+    handle: Handle
+    reader: ReplyReader
+    prompt: int = 0
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+
+class Generation:
+    """All replies to one HTTP request. ``wake`` goes to the engine with every one of them.
+
+    Whoever makes it must call ``close`` in the end, in whatever way that comes.
+    """
+
+    def __init__(self, metrics: Metrics, ping_s: float) -> None:
+        self.choices: list[Choice] = []
+        self._metrics = metrics
+        self._ping_s = ping_s
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def wake(self) -> None:
+        """Called in the engine's thread for all news."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._news.set)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What is written, as it is written, and PING whenever nothing comes for a while.
+
+        Raises what went wrong with a reply; the others then end, too.
+        """
+        open_choices = list(enumerate(self.choices))
+        while open_choices:
+            try:
+                await asyncio.wait_for(self._news.wait(), self._ping_s)
+            except TimeoutError:
+                yield PING
+                continue
+            self._news.clear()
+            for index, choice in list(open_choices):
+                finished = choice.handle.finished  # asked before the rounds are taken, so that none is missed
+                for written in choice.handle.take():
+                    choice.num_tokens += len(written.token_ids)
+                    choice.finish_reason = written.finish_reason
+                    pieces = choice.reader.take()
+                    yield Event(index, pieces, written.token_ids, written.logprobs, written.finish_reason)
+                if finished:
+                    open_choices.remove((index, choice))
+                    _check_end(choice)
+
+    def close(self) -> None:
+        """End what is not finished, and count everything."""
+        if self._closed:
+            return
+        self._closed = True
+        for choice in self.choices:
+            handle = choice.handle
+            handle.cancel()
+            reason = "error" if handle.error is not None else choice.finish_reason or "abort"
+            self._metrics.finish(reason, choice.num_tokens, handle.speculation)
+            if choice.finish_reason is not None:
+                timing = handle.timing
+                self._metrics.time(
+                    queued_s=handle.queued_s,
+                    prefill_s=timing.prefill_s,
+                    decode_s=timing.decode_s,
+                    num_decoded=timing.num_decoded,
+                )
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum({choice.prompt: len(choice.handle.request.prompt_ids) for choice in self.choices}.values())
+
+    @property
+    def num_reply_tokens(self) -> int:
+        """Tokens of all replies so far."""
+        return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def speculation(self) -> SpeculationStats | None:
+        """The statistics of the reply; None when there are several, or it did not draft."""
+        return self.choices[0].handle.speculation if len(self.choices) == 1 else None
+
+
+def _check_end(choice: Choice) -> None:
+    if choice.handle.error is not None:
+        raise choice.handle.error
+    if choice.finish_reason is None:
+        raise ApiError(503, "the server is shutting down; try again when it is back", code="overloaded", retry=True)

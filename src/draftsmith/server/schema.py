@@ -1,0 +1,273 @@
+"""The requests that the API takes, checked strictly: what is not here is refused by name, never ignored.
+
+Fields and meaning are OpenAI's, and vLLM's for what OpenAI lacks (top_k, min_p, repetition_penalty, ignore_eos). Our
+own are ``draft``, ``num_draft_tokens`` and ``return_pieces``. Fields that are null count as absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from draftsmith.server.problems import ApiError
+from draftsmith.types import MAX_SEED, SamplingParams
+
+__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Generate", "TokenizeRequest", "parse"]
+
+MAX_CHOICES = 8
+MAX_PROMPTS = 64
+MAX_MESSAGES = 1024
+MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
+
+_DEFAULT = SamplingParams()
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class Strict(BaseModel):
+    """No unknown field, no conversion of one type into another, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+
+class TextPart(Strict):
+    """A part of a message's content; text is the only kind, nothing is ever fetched."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """One message. ``developer`` is another word for ``system``; ``name`` is not shown to the model."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All of the content."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(Strict):
+    """``include_usage``: a last chunk with the token counts. ``include_obfuscation`` is not done, so only false."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class TextFormat(Strict):
+    """Free text is the only response format."""
+
+    type: Literal["text"]
+
+
+class Generate(Strict):
+    """What both endpoints share. Defaults of sampling are the model card's, as on the command line."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    temperature: Annotated[float, Field(ge=0, le=100)] = _DEFAULT.temperature
+    top_p: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.top_p
+    top_k: Annotated[int, Field(ge=-1)] = _DEFAULT.top_k
+    min_p: Annotated[float, Field(ge=0, le=1)] = _DEFAULT.min_p
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MAX_BIASES),
+    ] = {}
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []
+    ignore_eos: bool = False
+    draft: bool = True
+    num_draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
+    return_pieces: bool = False
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Generate:
+        if self.stream_options != StreamOptions() and not self.stream:
+            raise ValueError("stream_options needs stream to be true")
+        return self
+
+    @property
+    def reply_limit(self) -> int | None:
+        """Tokens of reply; None: as many as the context holds."""
+        raise NotImplementedError
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives to report with every token; None: no report."""
+        raise NotImplementedError
+
+    def sampling(self, seed: int, room: int, extra_stops: tuple[str, ...] = ()) -> SamplingParams:
+        """As the engine wants it; ``room`` tokens of context are left. Raises UsageError."""
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return SamplingParams(
+            max_new_tokens=max(1, room if self.reply_limit is None else min(self.reply_limit, room)),
+            temperature=float(self.temperature),
+            top_k=max(0, self.top_k),
+            top_p=float(self.top_p),
+            min_p=float(self.min_p),
+            repetition_penalty=float(self.repetition_penalty),
+            presence_penalty=float(self.presence_penalty),
+            frequency_penalty=float(self.frequency_penalty),
+            logit_bias={int(token_id): float(bias) for token_id, bias in self.logit_bias.items()},
+            seed=seed,
+            stop=(*stops, *extra_stops),
+            ignore_eos=self.ignore_eos,
+            logprobs=self.num_logprobs,
+        )
+
+
+_Length = Annotated[int, Field(ge=1)]
+
+
+class ChatRequest(Generate):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: _Length | None = None
+    max_completion_tokens: _Length | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: TextFormat | None = None
+    tool_choice: Literal["none"] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def reply_limit(self) -> int | None:
+        """See ``Generate``."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See ``Generate``."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+_TokenId = Annotated[int, Field(ge=0)]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
+
+
+class CompletionRequest(Generate):
+    """The body of /v1/completions."""
+
+    prompt: (
+        str
+        | _TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    max_tokens: _Length = 16
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _what_is_not_done(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo together with logprobs is not supported: there are none of the prompt's tokens")
+        if self.best_of not in (None, self.n):
+            raise ValueError("best_of is not supported, except when it equals n")
+        if len(self.prompts) * self.n > MAX_PROMPTS:
+            raise ValueError(f"prompt times n is more than {MAX_PROMPTS} replies")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, also when there is only one."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+    @property
+    def reply_limit(self) -> int | None:
+        """See ``Generate``."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See ``Generate``."""
+        return self.logprobs
+
+
+class TokenizeRequest(Strict):
+    """The body of /tokenize: a text, or messages in the model's prompt format."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Strict):
+    """The body of /detokenize."""
+
+    model: str | None = None
+    tokens: list[_TokenId]
+
+
+Body = TypeVar("Body", bound=Strict)
+
+
+def parse(kind: type[Body], data: bytes) -> Body:
+    """The body of a request. Raises ApiError that names the first field that is wrong."""
+    try:
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is no valid JSON ({error}); send one JSON object", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be one JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def _first_problem(error: ValidationError) -> ApiError:
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path: list[str] = []
+    for part in problem["loc"]:
+        if isinstance(part, str) and path and (part == "str" or (not part.isalnum() and not part.isidentifier())):
+            break  # pydantic's names for the members of a union
+        path.append(str(part))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    param = ".".join(path) or message.split()[0]
+    if problem["type"] == "extra_forbidden":
+        return ApiError(400, f"{param} is not supported; leave it out", param=param, code="unsupported_parameter")
+    if problem["type"] == "value_error":
+        code = "unsupported_parameter" if "not supported" in message else "invalid_value"
+        return ApiError(400, message, param=param, code=code)
+    code = "missing_parameter" if problem["type"] == "missing" else "invalid_value"
+    return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}", param=param, code=code)

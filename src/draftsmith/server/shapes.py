@@ -1,0 +1,237 @@
+"""The JSON objects of the API. One shape an endpoint; streamed chunks and whole answers are made of the same events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
+
+from draftsmith.engine import Piece
+from draftsmith.server.generation import Event, Generation
+from draftsmith.text import Tokenizer
+from draftsmith.types import FinishReason, SpeculationStats, TokenLogprobs
+
+__all__ = ["ChatShape", "Collected", "CompletionShape", "Shape", "Stamp", "tail", "usage"]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What all chunks of an answer have in common."""
+
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def head(self, prefix: str, kind: str) -> Json:
+        """The first fields of an answer."""
+        return {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+
+
+@dataclass(slots=True)
+class Collected:
+    """A whole choice, gathered from its events."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, event: Event) -> None:
+        """Take in one event."""
+        self.pieces += event.pieces
+        self.logprobs += event.logprobs
+        self.finish_reason = event.finish_reason
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Shape(Protocol):
+    """How an endpoint writes choices."""
+
+    def head(self, *, streamed: bool) -> Json:
+        """The first fields of an answer, or of every chunk."""
+        ...
+
+    def opening(self, index: int) -> Json | None:
+        """The choice of a chunk that comes before all others; None for no such chunk."""
+        ...
+
+    def chunk(self, event: Event) -> list[Json]:
+        """The choices of the chunks for an event, one each."""
+        ...
+
+    def choice(self, index: int, whole: Collected) -> Json:
+        """A whole choice."""
+        ...
+
+
+class ChatShape:
+    """/v1/chat/completions."""
+
+    def __init__(self, stamp: Stamp, tokenizer: Tokenizer, *, logprobs: bool, pieces: bool) -> None:
+        self._stamp, self._tokenizer, self._logprobs, self._pieces = stamp, tokenizer, logprobs, pieces
+
+    def head(self, *, streamed: bool) -> Json:
+        """See ``Shape``."""
+        return self._stamp.head("chatcmpl", "chat.completion.chunk" if streamed else "chat.completion")
+
+    def opening(self, index: int) -> Json | None:
+        """See ``Shape``."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def chunk(self, event: Event) -> list[Json]:
+        """See ``Shape``. The end comes in a chunk of its own, as OpenAI's does."""
+        chunks: list[Json] = []
+        if event.pieces or (self._logprobs and event.logprobs):
+            chunks.append(
+                {
+                    "index": event.index,
+                    "delta": {"content": event.text},
+                    "logprobs": self._listed(event.logprobs),
+                    "finish_reason": None,
+                    **(_pieces(event.pieces) if self._pieces else {}),
+                }
+            )
+        if event.finish_reason is not None:
+            end = {"index": event.index, "delta": {}, "logprobs": None, "finish_reason": event.finish_reason}
+            chunks.append(end)
+        return chunks
+
+    def choice(self, index: int, whole: Collected) -> Json:
+        """See ``Shape``."""
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": whole.text, "refusal": None},
+            "logprobs": self._listed(whole.logprobs),
+            "finish_reason": whole.finish_reason,
+            **(_pieces(whole.pieces) if self._pieces else {}),
+        }
+
+    def _listed(self, logprobs: Sequence[TokenLogprobs]) -> Json | None:
+        if not self._logprobs:
+            return None
+        content = []
+        for one in logprobs:
+            top = [self._token(token_id, value) for token_id, value in one.top]
+            content.append({**self._token(one.token_id, one.logprob), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> Json:
+        data = self._tokenizer.token_bytes(token_id)
+        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+
+class CompletionShape:
+    """/v1/completions. ``echoed``: what stands before the reply, by choice; empty without ``echo``."""
+
+    def __init__(
+        self, stamp: Stamp, tokenizer: Tokenizer, *, logprobs: bool, pieces: bool, echoed: Sequence[str] = ()
+    ) -> None:
+        self._stamp, self._tokenizer, self._logprobs, self._pieces = stamp, tokenizer, logprobs, pieces
+        self._echoed = echoed
+        self._offsets: dict[int, int] = {}
+
+    def head(self, *, streamed: bool) -> Json:  # noqa: ARG002  # the same word for both
+        """See ``Shape``."""
+        return self._stamp.head("cmpl", "text_completion")
+
+    def opening(self, index: int) -> Json | None:
+        """See ``Shape``."""
+        if not self._echoed:
+            return None
+        return {"index": index, "text": self._echoed[index], "logprobs": None, "finish_reason": None}
+
+    def chunk(self, event: Event) -> list[Json]:
+        """See ``Shape``."""
+        if not event.pieces and not (self._logprobs and event.logprobs) and event.finish_reason is None:
+            return []
+        return [self._choice(event.index, event.text, event.logprobs, event.finish_reason, event.pieces)]
+
+    def choice(self, index: int, whole: Collected) -> Json:
+        """See ``Shape``."""
+        text = (self._echoed[index] if self._echoed else "") + whole.text
+        return self._choice(index, text, whole.logprobs, whole.finish_reason, whole.pieces)
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[TokenLogprobs],
+        finish_reason: FinishReason | None,
+        pieces: Sequence[Piece],
+    ) -> Json:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._listed(index, logprobs) if self._logprobs else None,
+            "finish_reason": finish_reason,
+            **(_pieces(pieces) if self._pieces else {}),
+        }
+
+    def _listed(self, index: int, logprobs: Sequence[TokenLogprobs]) -> Json:
+        listed: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for one in logprobs:
+            text = self._tokenizer.text_of(one.token_id)
+            offset = self._offsets.get(index, 0)
+            self._offsets[index] = offset + len(text)
+            listed["tokens"].append(text)
+            listed["token_logprobs"].append(one.logprob)
+            listed["top_logprobs"].append({self._tokenizer.text_of(token_id): value for token_id, value in one.top})
+            listed["text_offset"].append(offset)
+        return listed
+
+
+def _pieces(pieces: Sequence[Piece]) -> Json:
+    return {"pieces": [{"text": piece.text, "from_draft": piece.from_draft} for piece in pieces]}
+
+
+def usage(generation: Generation) -> Json:
+    """Token counts of the whole request."""
+    prompt, reply = generation.num_prompt_tokens, generation.num_reply_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+
+
+def tail(generation: Generation) -> Json:
+    """What we add to an answer of one reply: statistics with vLLM's names, timings with llama.cpp's."""
+    if len(generation.choices) != 1:
+        return {"metrics": {"speculative_decoding": None}}
+    handle = generation.choices[0].handle
+    timing, stats = handle.timing, generation.speculation
+    prompt_n, written = len(handle.request.prompt_ids), generation.num_reply_tokens
+    timings: Json = {
+        "prompt_n": prompt_n,
+        "prompt_ms": timing.prefill_s * 1e3,
+        "prompt_per_second": prompt_n / timing.prefill_s if timing.prefill_s > 0 else 0.0,
+        "predicted_n": written,
+        "predicted_ms": timing.decode_s * 1e3,
+        "predicted_per_second": timing.tokens_per_s,
+        "queued_ms": handle.queued_s * 1e3,
+    }
+    if stats is not None:
+        timings |= {"draft_n": stats.num_draft_tokens, "draft_n_accepted": stats.num_accepted_tokens}
+    return {"metrics": {"speculative_decoding": _speculation(stats)}, "timings": timings}
+
+
+def _speculation(stats: SpeculationStats | None) -> Json | None:
+    if stats is None:
+        return None
+    per_pos = stats.num_accepted_tokens_per_pos
+    reached = (stats.num_drafts, *per_pos, 0)
+    return {
+        "drafter": stats.drafter,
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "draft_acceptance_rate": stats.acceptance_rate,
+        "acceptance_histogram": [longer - longest for longer, longest in pairwise(reached)],
+        "num_spec_steps": stats.num_drafts,
+        "num_accepted_draft_tokens": stats.num_accepted_tokens,
+        "num_draft_tokens": stats.num_draft_tokens,
+        "num_spec_tokens": len(per_pos),
+    }
