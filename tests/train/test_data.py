@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from draftsmith.errors import UsageError
 from draftsmith.text import AlpacaFormat, Tokenizer, choose_format
@@ -16,7 +18,7 @@ from draftsmith.train.audit import spans, summarise
 from draftsmith.train.encode import TooLong, encode, fit
 from draftsmith.train.prepare import DataPlan, prepare
 from draftsmith.train.rows import BadRow, Conversation, Preference, Text, parse_prompt, parse_row
-from draftsmith.train.schema import DataSource
+from draftsmith.train.schema import DataFormat, DataSource
 from draftsmith.types import Message
 from tests.support.fakes import EOS, byte_tokenizer
 
@@ -83,6 +85,38 @@ def test_prompts_keep_the_users_turns_only() -> None:
         parse_prompt({"text": "a"})
 
 
+_WORDS = (
+    "messages conversations instruction input output prompt completion chosen rejected text role content from value"
+)
+_KEYS = st.sampled_from([*_WORDS.split(), "system", "turns", "user", "assistant"])
+_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _KEYS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(_KEYS, _JSON, max_size=6), st.sampled_from(get_args(DataFormat)))
+def test_whatever_a_row_holds_it_is_read_or_refused(row: dict[str, Any], kind: DataFormat) -> None:
+    try:
+        parsed = parse_row(row, kind)
+        tokenizer = byte_tokenizer()
+        documents = encode(parsed, tokenizer, AlpacaFormat(tokenizer))
+    except BadRow:
+        return
+    assert all(document.mask.any() and not document.mask[0] for document in documents)
+
+
+@given(st.dictionaries(_KEYS, _JSON, max_size=6))
+def test_whatever_a_prompt_row_holds_it_is_read_or_refused(row: dict[str, Any]) -> None:
+    try:
+        messages = parse_prompt(row)
+    except BadRow:
+        return
+    assert messages[-1].role == "user"
+    assert all(message.content.strip() for message in messages)
+
+
 def test_the_mask_of_a_multi_turn_row_is_the_one_written_by_hand() -> None:
     tokenizer = byte_tokenizer()
     [document] = encode(Conversation(CONVERSATION), tokenizer, AlpacaFormat(tokenizer))
@@ -124,6 +158,7 @@ BAD_ROWS: list[tuple[str, str]] = [
     (json.dumps({"messages": "hi"}), "messages is no list"),
     (json.dumps({"messages": [{"role": "user", "content": "a"}]}), "the last message is from user"),
     (json.dumps({"messages": [{"role": "tool", "content": "a"}]}), "has the role 'tool'"),
+    (json.dumps({"messages": [{"role": ["user"]}]}), "has the role ['user']"),
     (json.dumps({"messages": [{"role": "user"}]}), "messages[0] has no text"),
     (json.dumps({"messages": ["a"]}), "messages[0] is a str"),
     (json.dumps({"messages": [{"role": "assistant", "content": "a"}]}), "message 0 is from assistant"),

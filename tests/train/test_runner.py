@@ -113,6 +113,7 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     llm = LLM(str(place / "out/dpo"), str(place / "out/online"), threads=1)
     assert llm.prompt_format.encode([Message("user", "a")]).text == "### Input:\na\n\n### Response:\n"
     assert llm.chat([Message("user", "a")], SamplingParams(max_new_tokens=5, greedy=True)).token_ids
+    assert len({path.stat().st_mode for path in (place / "out/sft").iterdir()}) == 1
     # and nothing is done twice
     before = (place / "out/sft/model.safetensors").stat().st_mtime_ns
     assert main(["train", "r.toml"]) == 0

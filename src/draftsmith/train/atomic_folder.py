@@ -18,7 +18,7 @@ _SUFFIX = ".part"
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into; when the block ends well, all its files are synced and it is renamed to ``folder``.
+    """A new folder to write files into; when the block ends well, they are synced and it is renamed to ``folder``.
 
     ``folder`` must not exist. Raises DiskFull or ResourceError, and leaves nothing behind then.
     """
@@ -26,7 +26,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for path in temporary.rglob("*"):
+        mode = temporary.stat().st_mode & 0o666  # libraries make files that only their owner can read
+        for path in temporary.iterdir():
+            path.chmod(mode)
             _sync(path)
         _sync(temporary)
         temporary.rename(folder)

@@ -162,7 +162,7 @@ def _message(entry: Any, where: str) -> Message:
     if not isinstance(entry, dict):
         raise BadRow(f"{where} is a {type(entry).__name__}; expected an object with a role and a content")
     role = entry.get("role", entry.get("from"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(f"{where} has the role {role!r:.40}; expected one of {', '.join(_ROLES)}")
     content = entry.get("content", entry.get("value"))
     if not isinstance(content, str):
