@@ -27,7 +27,7 @@ from draftsmith.train.store import TokenStore
 from tests.support.tiny import tiny_folder
 from tests.support.training import random_store, sft_stage
 
-KILLS = int(os.environ.get("DRAFTSMITH_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("DRAFTSMITH_TEST_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")
