@@ -192,6 +192,7 @@ class Timing:
 
     @property
     def tokens_per_s(self) -> float:
+        """Decoding speed, reading the prompt left out; 0 when no time passed."""
         return self.num_decoded / self.decode_s if self.decode_s > 0 else 0.0
 
 
