@@ -545,7 +545,7 @@ def test_the_length_is_chosen_once_costs_are_known() -> None:
     assert calls == []  # the first token is not kept waiting for a measurement
     run(engine, *handles)
     assert calls == [1]
-    assert all(h.speculation and h.speculation.mean_acceptance_length > 3 for h in handles)
+    assert all(h.speculation and h.speculation.num_accepted_tokens > 10 for h in handles)
     with pytest.raises(UsageError, match="needs num_draft_tokens, or costs"):
         Engine(SharedFakeModel(), drafter=drafter)
 
