@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from draftsmith.cli import bench, card, certify, chat, evaluate, generate, models, plan, replay, report_page, serve, train
+from draftsmith.cli import (
+    bench,
+    card,
+    certify,
+    chat,
+    evaluate,
+    generate,
+    models,
+    plan,
+    replay,
+    report_page,
+    serve,
+    train,
+)
 from draftsmith.cli.options import add_command
 from draftsmith.errors import DraftsmithError
 
