@@ -104,6 +104,7 @@ class Api:
             shape,
             stream=body.stream,
             include_usage=body.stream_options.include_usage,
+            live=body.return_pieces,
             send_s=self._options.send_s,
         )
 

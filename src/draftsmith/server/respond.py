@@ -24,12 +24,13 @@ class Answer:
     """An ASGI application that answers one request with a generation, and closes it in the end."""
 
     def __init__(
-        self, generation: Generation, shape: Shape, *, stream: bool, include_usage: bool, send_s: float
+        self, generation: Generation, shape: Shape, *, stream: bool, include_usage: bool, live: bool, send_s: float
     ) -> None:
         self._generation = generation
         self._shape = shape
         self._stream = stream
         self._include_usage = include_usage
+        self._live = live
         self._send_s = send_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's signature
@@ -85,13 +86,16 @@ class Answer:
         await self._write(send, b"data: [DONE]\n\n", more=False)
 
     async def _put_event(self, send: Send, head: dict[str, Any], event: Event, *, last: bool) -> None:
-        """The chunks of an event; the statistics come with the last of all, or with the usage if that follows."""
+        """The chunks of an event.
+
+        The statistics come with the last of all, or with the usage if that follows, or with every chunk if asked for.
+        """
         if event is PING:
             await self._write(send, b": ping\n\n")
             return
         chunks = self._shape.chunk(event)
         for i, choice in enumerate(chunks):
-            ends = last and i == len(chunks) - 1 and not self._include_usage
+            ends = self._live or (last and i == len(chunks) - 1 and not self._include_usage)
             await self._put(send, {**head, "choices": [choice], **(tail(self._generation) if ends else {})})
 
     async def _put(self, send: Send, value: dict[str, Any]) -> None:
