@@ -24,7 +24,9 @@ help:
 demo: $(VENV)/.done-core
 	$(BIN)/python examples/demo.py
 
+# Some tests run real weights; without the network they are skipped, and say so.
 test: $(VENV)/.done-core $(VENV)/.done-dev
+	-@$(BIN)/draftsmith models pull smollm2-135m-instruct
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(VENV)/.done-core $(VENV)/.done-dev
