@@ -35,6 +35,7 @@ def first_token_seconds() -> float:
         assert process.stdout is not None
         process.stdout.read(1)
         seconds = time.perf_counter() - begin
+        process.stdout.read()  # to the end, so that the process does not write into a closed pipe
     if process.returncode != 0:
         raise SystemExit(f"draftsmith generate ended with {process.returncode}; its own message is above")
     return seconds
