@@ -4,7 +4,7 @@ Rounding alone is easy; what matters at 4 bits is the scale. The usual choice (t
 starting point: around it we try a few others and keep, block by block, the one with the smallest squared error, judged
 with the scale as it will be stored (f16). Measured on normal and on real weights: see ``tests/quant/test_encode.py``.
 
-Shape legend: N blocks of 32 values. Every encoder takes float32 [N, 32] and gives uint8 [N, block_bytes].
+Shape legend: N blocks. Every encoder takes float32 [N, block_size] and gives uint8 [N, block_bytes].
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import numpy.typing as npt
 
 from draftsmith.errors import CheckpointError, UnsupportedModel
 from draftsmith.quant.block_types import BlockType
+from draftsmith.quant.encode_k import encode_q4_k
+from draftsmith.quant.rounding import F16_MAX, Bytes, Floats, as_stored, dot, half_bytes, levels, pack_halves, ratio
 
 __all__ = ["ENCODABLE", "QUANTIZE_OPTIONS", "quantize"]
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-
-CHUNK_BLOCKS: Final = 1 << 13  # encoded at a time, so that the temporary arrays stay in the cache
-F16_MAX: Final = np.float32(65504)
+CHUNK_VALUES: Final = 1 << 18  # encoded at a time, so that the temporary arrays stay in the cache
 
 
 def quantize(block_type: BlockType, values: npt.NDArray[np.float32]) -> Bytes:
@@ -48,8 +46,9 @@ def quantize(block_type: BlockType, values: npt.NDArray[np.float32]) -> Bytes:
         )
     encode = _BLOCK_ENCODERS[block_type]
     blocks = np.empty((flat.shape[0], block_type.block_bytes), np.uint8)
-    for start in range(0, flat.shape[0], CHUNK_BLOCKS):
-        blocks[start : start + CHUNK_BLOCKS] = encode(flat[start : start + CHUNK_BLOCKS])
+    step = CHUNK_VALUES // block_type.block_size
+    for start in range(0, flat.shape[0], step):
+        blocks[start : start + step] = encode(flat[start : start + step])
     return blocks.reshape(-1)
 
 
@@ -70,43 +69,10 @@ def _bf16(values: Floats) -> Bytes:
     return np.where(np.isnan(values.reshape(-1)), quiet, rounded).astype("<u2").view(np.uint8)
 
 
-def _as_stored(scale: Floats) -> Floats:
-    """The scale after a round trip through f16."""
-    return np.clip(scale, -F16_MAX, F16_MAX).astype(np.float16).astype(np.float32)
-
-
-def _levels(values: Floats, scale: Floats, lowest: int, highest: int) -> Floats:
-    """The nearest level of each value; 0 where the scale is 0 (or the lowest level, if that is above)."""
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    levels = values * inverse
-    np.rint(levels, out=levels)
-    return np.clip(levels, lowest, highest, out=levels)
-
-
-def _dot(left: Floats, right: Floats) -> Floats:
-    """[N, 1] scalar products of the blocks of two [N, 32] arrays."""
-    product: Floats = np.einsum("ij,ij->i", left, right)
-    return product[:, None]
-
-
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
-
-
-def _pack_halves(quants: Floats) -> Bytes:
-    """[N, 32] values from 0 to 15 to [N, 16] bytes: the first 16 are the low halves."""
-    nibbles = quants.astype(np.uint8)
-    return nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)
-
-
-def _half_bytes(scale: Floats) -> Bytes:
-    return scale.astype("<f2").view(np.uint8)
-
-
 def _q8_0(values: Floats) -> Bytes:
-    scale = _as_stored(np.abs(values).max(axis=1, keepdims=True) / np.float32(127))
-    quants = _levels(values, scale, -127, 127).astype(np.int8)
-    return np.concatenate([_half_bytes(scale), quants.view(np.uint8)], axis=1)
+    scale = as_stored(np.abs(values).max(axis=1, keepdims=True) / np.float32(127))
+    quants = levels(values, scale, -127, 127).astype(np.int8)
+    return np.concatenate([half_bytes(scale), quants.view(np.uint8)], axis=1)
 
 
 def _q4_0(values: Floats) -> Bytes:
@@ -115,47 +81,47 @@ def _q4_0(values: Floats) -> Bytes:
     extreme = np.take_along_axis(values, index, axis=1)
     best_scale, best_error = np.zeros_like(extreme), np.full_like(extreme, np.inf)
     for level in (-8.0, -9.0, -7.0, 7.0):
-        scale = _as_stored(extreme / np.float32(level))
+        scale = as_stored(extreme / np.float32(level))
         for _ in range(2):  # once as guessed, once refitted to its own levels by least squares
-            quants = _levels(values, scale, -8, 7)
+            quants = levels(values, scale, -8, 7)
             rest = values - scale * quants
-            error = _dot(rest, rest)
+            error = dot(rest, rest)
             better = error < best_error
             best_scale, best_error = np.where(better, scale, best_scale), np.where(better, error, best_error)
-            scale = _as_stored(_ratio(_dot(values, quants), _dot(quants, quants)))
-    quants = _levels(values, best_scale, -8, 7) + np.float32(8)
-    return np.concatenate([_half_bytes(best_scale), _pack_halves(quants)], axis=1)
+            scale = as_stored(ratio(dot(values, quants), dot(quants, quants)))
+    quants = levels(values, best_scale, -8, 7) + np.float32(8)
+    return np.concatenate([half_bytes(best_scale), pack_halves(quants)], axis=1)
 
 
 def _q4_1(values: Floats) -> Bytes:
     """Levels minimum + 0 to 15 scales. Candidates cut a little off both ends and are refitted by least squares."""
     low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
     mean = values.mean(axis=1, keepdims=True)
-    best_scale, best_minimum = np.zeros_like(low), _as_stored(low)
+    best_scale, best_minimum = np.zeros_like(low), as_stored(low)
     best_error = np.full_like(low, np.inf)
     for cut in (0.0, 0.04, 0.08):
         margin = (high - low) * np.float32(cut)
-        scale, minimum = _as_stored((high - low - 2 * margin) / np.float32(15)), _as_stored(low + margin)
+        scale, minimum = as_stored((high - low - 2 * margin) / np.float32(15)), as_stored(low + margin)
         for _ in range(2):
-            quants = _levels(values - minimum, scale, 0, 15)
+            quants = levels(values - minimum, scale, 0, 15)
             rest = values - minimum - scale * quants
-            error = _dot(rest, rest)
+            error = dot(rest, rest)
             better = error < best_error
             best_scale, best_minimum = np.where(better, scale, best_scale), np.where(better, minimum, best_minimum)
             best_error = np.where(better, error, best_error)
             centre = quants.mean(axis=1, keepdims=True)
             centred = quants - centre
-            scale = _as_stored(_ratio(_dot(values - mean, centred), _dot(centred, centred)))
-            minimum = _as_stored(mean - scale * centre)
-    quants = _levels(values - best_minimum, best_scale, 0, 15)
-    return np.concatenate([_half_bytes(best_scale), _half_bytes(best_minimum), _pack_halves(quants)], axis=1)
+            scale = as_stored(ratio(dot(values - mean, centred), dot(centred, centred)))
+            minimum = as_stored(mean - scale * centre)
+    quants = levels(values - best_minimum, best_scale, 0, 15)
+    return np.concatenate([half_bytes(best_scale), half_bytes(best_minimum), pack_halves(quants)], axis=1)
 
 
 _FLOAT_ENCODERS: Final[Mapping[BlockType, Callable[[Floats], Bytes]]] = MappingProxyType(
     {BlockType.F32: _f32, BlockType.F16: _f16, BlockType.BF16: _bf16}
 )
 _BLOCK_ENCODERS: Final[Mapping[BlockType, Callable[[Floats], Bytes]]] = MappingProxyType(
-    {BlockType.Q8_0: _q8_0, BlockType.Q4_0: _q4_0, BlockType.Q4_1: _q4_1}
+    {BlockType.Q8_0: _q8_0, BlockType.Q4_0: _q4_0, BlockType.Q4_1: _q4_1, BlockType.Q4_K: encode_q4_k}
 )
 ENCODABLE: Final[tuple[BlockType, ...]] = (*_FLOAT_ENCODERS, *_BLOCK_ENCODERS)
 
