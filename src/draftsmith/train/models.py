@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, open_checkpoint, resolve
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
+from draftsmith.checkpoint.tokenizer_files import write_tokenizer
 from draftsmith.errors import UsageError
 from draftsmith.text import PromptFormat, Tokenizer
 from draftsmith.train import attention
 from draftsmith.train.atomic_folder import atomic_folder
-from draftsmith.train.tokenizer_files import write_tokenizer
 from draftsmith.train.vocabulary import read_kept_ids, write_kept_ids
 
 __all__ = ["Learner", "hf_config", "load_learner", "new_model", "pick_device", "saved_folder"]
@@ -146,7 +146,7 @@ def saved_folder(learner: Learner, prompt_format: PromptFormat, folder: Path, dt
         save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
         learner.model.config.save_pretrained(place)
         _complete_config(place / "config.json", learner, dtype)
-        write_tokenizer(learner.checkpoint, learner.tokenizer, prompt_format, place)
+        write_tokenizer(learner.checkpoint, learner.tokenizer, prompt_format.template, place)
         if learner.kept_ids is not None:
             write_kept_ids(place, learner.kept_ids)
         yield place
