@@ -13,9 +13,10 @@ import pytest
 from draftsmith.engine import LLM
 from draftsmith.errors import CheckpointError, DraftsmithError, TokenizerError, UsageError
 from draftsmith.train.parts import part_metadata, read_parts
-from draftsmith.train.replies import read_prompts, write_prompts, write_replies
+from draftsmith.train.prompts import read_prompts, write_prompts
+from draftsmith.train.replies import write_replies, write_replies_together
 from draftsmith.train.schema import DataSource, GenerateStage
-from draftsmith.types import Completion, Message, SamplingParams
+from draftsmith.types import Completion, FinishReason, Message, SamplingParams
 from tests.support.fakes import EOS
 from tests.support.tiny import tiny_folder
 
@@ -69,17 +70,11 @@ class FewReplies:
         self._llm, self._left = llm, count
         self.name, self.tokenizer, self.prompt_format = llm.name, llm.tokenizer, llm.prompt_format
 
-    def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
-        self._left -= 1
+    def generate(self, prompts: Any, sampling: Any) -> list[Completion]:
+        self._left -= len(prompts)
         if self._left < 0:
             raise Interrupted
-        return self._llm.chat(messages, sampling)
-
-    def generate(self, prompt: Any, sampling: SamplingParams) -> list[Completion]:
-        self._left -= 1
-        if self._left < 0:
-            raise Interrupted
-        return self._llm.generate(prompt, sampling)
+        return self._llm.generate(prompts, sampling)
 
 
 def test_interrupted_work_goes_on_and_nothing_is_written_twice(llm: LLM, tmp_path: Path) -> None:
@@ -138,24 +133,33 @@ class MadeUp(FewReplies):
         super().__init__(llm, count)
         self.starts: list[list[int]] = []
 
-    def generate(self, prompt: Any, sampling: SamplingParams) -> list[Completion]:
-        [completion] = super().generate(prompt, replace(sampling, max_new_tokens=1))
-        self.starts.append(list(prompt))
-        number = sampling.seed or 0
-        text = "again" if number % 5 == 0 else f" ask {number} "
-        return [replace(completion, text=text, finish_reason="length" if number % 3 == 0 else "stop")]
+    def generate(self, prompts: Any, sampling: Any) -> list[Completion]:
+        written = super().generate(prompts, [replace(each, max_new_tokens=1) for each in sampling])
+        self.starts += map(list, prompts)
+        numbers = [each.seed or 0 for each in sampling]
+        texts = ["again" if number % 5 == 0 else f" ask {number} " for number in numbers]
+        ends: list[FinishReason] = ["length" if number % 3 == 0 else "stop" for number in numbers]
+        return [
+            replace(completion, text=text, finish_reason=end)
+            for completion, text, end in zip(written, texts, ends, strict=True)
+        ]
 
 
-def test_the_target_makes_prompts_up_and_goes_on_after_a_break(llm: LLM, tmp_path: Path) -> None:
-    stage = replace(STAGE, num_prompts=6)
+def test_the_target_makes_prompts_up_and_goes_on_after_a_break(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("draftsmith.train.prompts.AT_ONCE", 3)
+    stage = replace(STAGE, num_prompts=6, prompt_starts=("", "Say"))
     whole, path = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     writer = MadeUp(llm, 100)
     made = write_prompts(writer, stage, whole, lambda _: None)
     assert len(made) == len(set(made)) == 6
-    assert all(message.content.startswith(("ask ", "again")) for [message] in made)
-    assert llm.tokenizer.decode(writer.starts[0]) == "<|im_start|>user\n"
+    contents = [message.content for [message] in made]
+    assert all(text.startswith(("ask ", "again", "Say ask ", "Sayagain")) for text in contents)
+    assert {text.startswith("Say") for text in contents} == {True, False}
+    assert [llm.tokenizer.decode(ids) for ids in writer.starts[:2]] == ["<|im_start|>user\n", "<|im_start|>user\nSay"]
     with pytest.raises(Interrupted):
-        write_prompts(MadeUp(llm, 3), stage, path, lambda _: None)
+        write_prompts(MadeUp(llm, 4), stage, path, lambda _: None)
     path.write_bytes(path.read_bytes() + b'{"prompt": "half a li')
     assert write_prompts(MadeUp(llm, 100), stage, path, lambda _: None) == made
     assert path.read_bytes() == whole.read_bytes()
@@ -176,10 +180,10 @@ def test_replies_end_with_the_token_that_ends_them(llm: LLM, tmp_path: Path) -> 
     """EOS is part of what is learnt: a draft that never learns it never stops."""
 
     class Ending(FewReplies):
-        def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
-            written = super().chat(messages, sampling)
+        def generate(self, prompts: Any, sampling: Any) -> list[Completion]:
+            [written] = super().generate(prompts, sampling)
             assert written.logprobs is not None
-            return replace(written, token_ids=(*written.token_ids[:3], EOS), logprobs=written.logprobs[:4])
+            return [replace(written, token_ids=(*written.token_ids[:3], EOS), logprobs=written.logprobs[:4])]
 
     write_replies(Ending(llm, 5), STAGE, prompts("hi"), tmp_path, lambda _: None)
     [document] = read_parts(tmp_path / "part-00000.safetensors", llm.tokenizer.fingerprint())
@@ -190,8 +194,38 @@ def test_replies_end_with_the_token_that_ends_them(llm: LLM, tmp_path: Path) -> 
 
 def test_a_target_that_says_nothing_is_told(llm: LLM, tmp_path: Path) -> None:
     class Silent(FewReplies):
-        def chat(self, messages: Any, sampling: SamplingParams) -> Completion:
-            return super().chat(messages, replace(sampling, logit_bias={EOS: 1e4}))
+        def generate(self, prompts: Any, sampling: Any) -> list[Completion]:
+            return super().generate(prompts, [replace(each, logit_bias={EOS: 1e4}) for each in sampling])
 
     with pytest.raises(DraftsmithError, match="wrote no reply to any prompt"):
         write_replies(Silent(llm, 5), STAGE, prompts("hi"), tmp_path, lambda _: None)
+
+
+def test_processes_write_what_one_would(llm: LLM, tmp_path: Path) -> None:
+    stage = replace(STAGE, processes=2, threads=1)
+    asked = prompts("a", "b", "c", "d", "e")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    write_replies(llm, stage, asked, tmp_path / "one", lambda _: None)
+    told: list[str] = []
+    write_replies_together(llm.name, stage, asked, tmp_path / "two", told.append)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert told[-1] == "5 of 5 prompts answered"
+
+
+def test_a_share_of_the_replies_is_greedy(llm: LLM, tmp_path: Path) -> None:
+    """What is written greedily is the likeliest at every place; what is drawn is not."""
+
+    def likeliest(share: float) -> list[bool]:
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        write_replies(llm, replace(STAGE, greedy_share=share), prompts(*"abcdefgh"), folder, lambda _: None)
+        parts = sorted(folder.iterdir())
+        documents = [d for part in parts for d in read_parts(part, llm.tokenizer.fingerprint())]
+        return [bool((d.ids[d.mask] == d.top_ids[:, 0]).all()) for d in documents if d.top_ids is not None]
+
+    assert all(likeliest(1.0))
+    assert not any(likeliest(0.0))
+    some = likeliest(0.5)
+    assert any(some)
+    assert not all(some)

@@ -161,8 +161,14 @@ class LLM:
         self._engine = None
         return traced
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], sampling: SamplingParams | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
         """Continue each prompt as it stands (no prompt format). One prompt gives a list of one.
+
+        ``sampling``: for all of them, or a list with one for each.
 
         Several prompts are written together, each with the tokens that it would have alone. Drafts that are sampled
         under the rejection rule are the exception: there the text depends on their lengths, so it is one by one.
@@ -171,11 +177,11 @@ class LLM:
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         every = cast("Sequence[Prompt]", [prompts] if single else prompts)
-        params = sampling or SamplingParams()
-        alone = self._options.rule == "rejection" and self._drafter is not None and not params.greedy
+        params = _one_for_each(sampling, len(every))
+        alone = self._options.rule == "rejection" and self._drafter is not None and not all(p.greedy for p in params)
         if len(every) > 1 and not alone:
             return self._generate_together(every, params)
-        return [self.stream(prompt, params).wait() for prompt in every]
+        return [self.stream(prompt, each).wait() for prompt, each in zip(every, params, strict=True)]
 
     def chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> Completion:
         """The assistant's next message, in the model's prompt format.
@@ -209,7 +215,7 @@ class LLM:
         drafter = self._drafter.drafter.name if self._drafter is not None else None
         return request, Reply(TextAssembler(self.tokenizer, stops), request, drafter=drafter, seed=seed)
 
-    def _generate_together(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Completion]:
+    def _generate_together(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]) -> list[Completion]:
         """All prompts through the batched engine, which stays for what it learns of the drafter."""
         if self._engine is None:
             k = self._options.num_draft_tokens
@@ -223,7 +229,9 @@ class LLM:
                 rule=self._options.rule,
                 limits=EngineLimits(max_waiting=sys.maxsize),
             )
-        texts = [self._request(self._ids_of(prompt), params, params.stop) for prompt in prompts]
+        texts = [
+            self._request(self._ids_of(prompt), each, each.stop) for prompt, each in zip(prompts, params, strict=True)
+        ]
         return write_together(self._engine, texts, self._load_s)
 
     def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
@@ -271,3 +279,12 @@ class LLM:
         if self._steps is None:
             self._steps = measure_steps(self._target.model, self._drafter.model if self._drafter is not None else None)
         return self._steps
+
+
+def _one_for_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    """Raises UsageError when the list has another length than the prompts."""
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * count
+    if len(sampling) != count:
+        raise UsageError(f"sampling is a list of {len(sampling)} for {count} prompts; give as many, or one for all")
+    return sampling

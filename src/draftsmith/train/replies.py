@@ -1,52 +1,32 @@
-"""Text that the target writes itself: replies to prompts, and prompts too, with its likeliest tokens at each place.
+"""Replies that the target writes itself, with its likeliest tokens at each place.
 
-Runs on the native engine. Every reply's seed follows from the stage's seed and the prompt, so the result does not
-depend on interruptions: finished parts are kept, and only what is missing is written.
+Runs on the native engine, many replies at once and, with ``processes``, on several engines. Every reply's seed follows
+from the stage's seed and the prompt, and what a part holds from its number, so the result depends neither on
+interruptions nor on the number of processes: finished parts are kept, and only what is missing is written.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from draftsmith.engine import LLM
-from draftsmith.errors import DraftsmithError, UsageError
-from draftsmith.text import PromptFormat, Tokenizer
+from draftsmith.errors import DraftsmithError
 from draftsmith.train.encode import Document
-from draftsmith.train.files import RowProblem, list_files, read_rows
 from draftsmith.train.parts import PART_PATTERN, part_metadata, write_part
 from draftsmith.train.prepare import Tell
-from draftsmith.train.rows import BadRow, parse_prompt
-from draftsmith.train.schema import DataSource, GenerateStage
+from draftsmith.train.prompts import Writer, prompt_key, seed_of
+from draftsmith.train.schema import GenerateStage
 from draftsmith.types import Completion, Message, SamplingParams
 
-__all__ = ["Writer", "load_writer", "read_prompts", "write_prompts", "write_replies"]
+__all__ = ["load_writer", "write_replies", "write_replies_together"]
 
-_MARK = "\N{INVISIBLE SEPARATOR}user\N{INVISIBLE SEPARATOR}"
-MAX_PROMPT_TOKENS = 512  # of prompts that the target makes up
-TRIES = 4  # attempts for each prompt that is wanted; some are cut off or come twice
-
-
-class Writer(Protocol):
-    """What is needed of the engine."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def tokenizer(self) -> Tokenizer: ...  # noqa: D102
-    @property
-    def prompt_format(self) -> PromptFormat: ...  # noqa: D102
-    def chat(self, messages: Sequence[Message], sampling: SamplingParams) -> Completion: ...  # noqa: D102
-    def generate(self, prompts: Sequence[int], sampling: SamplingParams) -> list[Completion]: ...  # noqa: D102
+TELL_EVERY_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +36,24 @@ class Job:
     key: str
     messages: tuple[Message, ...]
     seed: int
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file to write: number, and the jobs in it."""
+
+    number: int
+    jobs: tuple[Job, ...]
+
+    def path(self, folder: Path) -> Path:
+        """Where it belongs in ``folder``."""
+        return folder / f"part-{self.number:05d}.safetensors"
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether it was written before."""
+        path = self.path(folder)
+        return path.exists() and part_metadata(path)["prompts"] == [job.key for job in self.jobs]
 
 
 def load_writer(stage: GenerateStage, model: str) -> LLM:
@@ -70,110 +68,96 @@ def load_writer(stage: GenerateStage, model: str) -> LLM:
     )
 
 
-def read_prompts(sources: Iterable[DataSource], tell: Tell) -> list[tuple[Message, ...]]:
-    """The prompts of all sources, each once, in order. Raises UsageError, after telling each bad row."""
-    seen: set[str] = set()
-    prompts: list[tuple[Message, ...]] = []
-    problems = 0
-    for source in sources:
-        rows = (row for file in list_files(Path(source.path)) for row in read_rows(file))
-        for row in islice(rows, source.limit):
-            problem = row if isinstance(row, RowProblem) else None
-            if not isinstance(row, RowProblem):
-                try:
-                    messages = parse_prompt(row.values)
-                except BadRow as error:
-                    problem = RowProblem(row.file, row.number, str(error))
-            if problem is not None:
-                problems += 1
-                tell(str(problem))
-            elif (key := _prompt_key(messages)) not in seen:
-                seen.add(key)
-                prompts.append(messages)
-    if problems:
-        raise UsageError(f"{problems} rows hold no prompt, and nothing was generated; mend or remove them")
-    return prompts
-
-
-def write_prompts(writer: Writer, stage: GenerateStage, path: Path, tell: Tell) -> list[tuple[Message, ...]]:
-    """``num_prompts`` user messages that the target makes up, kept in ``path`` as they come, a JSON object a line."""
-    start = _user_turn_start(writer)
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    entries: list[str | None] = [json.loads(line)["prompt"] for line in whole]
-    seen = {entry for entry in entries if entry}
-    with path.open("ab") as file:
-        file.truncate(sum(map(len, whole)))
-        for attempt in range(len(entries), stage.num_prompts * TRIES):
-            if len(seen) >= stage.num_prompts:
-                break
-            sampling = SamplingParams(
-                max_new_tokens=MAX_PROMPT_TOKENS,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                seed=_seed(stage.seed, attempt),
-                stop=writer.prompt_format.stop_strings,
-            )
-            [completion] = writer.generate(start, sampling)
-            text = completion.text.strip()
-            good = completion.finish_reason == "stop" and text and text not in seen
-            seen |= {text} if good else set()
-            file.write(json.dumps({"prompt": text if good else None}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            if attempt % 50 == 49:
-                tell(f"{len(seen)} of {stage.num_prompts} prompts made up")
-    return [(Message("user", text),) for text in sorted(seen)[: stage.num_prompts]]
-
-
 def write_replies(
     writer: Writer, stage: GenerateStage, prompts: Sequence[tuple[Message, ...]], folder: Path, tell: Tell
 ) -> dict[str, int]:
-    """Write the parts that are missing in ``folder``; counts of what is there then."""
-    parts = sorted(folder.glob(PART_PATTERN))
-    done = {key for part in parts for key in part_metadata(part)["prompts"]}
-    jobs = list(_jobs(prompts, stage))
-    missing = [job for job in jobs if job.key not in done]
-    for start in range(0, len(missing), stage.rows_per_part):
-        batch = missing[start : start + stage.rows_per_part]
-        documents = [document for job in batch for document in _replies(writer, stage, job)]
-        if documents:
-            metadata = {
-                "fingerprint": writer.tokenizer.fingerprint(),
-                "target": writer.name,
-                "prompts": [job.key for job in batch],
-            }
-            write_part(
-                folder / f"part-{len(parts) + start // stage.rows_per_part:05d}.safetensors", documents, metadata
-            )
-        tell(f"{len(jobs) - len(missing) + start + len(batch)} of {len(jobs)} prompts answered")
-    if not any(folder.glob(PART_PATTERN)):
-        raise DraftsmithError("the target wrote no reply to any prompt; look at the prompts and at max_new_tokens")
-    return {"prompts": len(prompts), "replies": len(jobs)}
+    """Write the parts that are missing in ``folder``; counts of what is there then. Raises DraftsmithError."""
+    parts = _parts(prompts, stage)
+    for part in parts:
+        if not part.is_in(folder):
+            _write(writer, stage, part, folder)
+        tell(f"{sum(len(p.jobs) for p in parts[: part.number + 1])} of {_count(parts)} prompts answered")
+    return _result(prompts, parts, folder)
 
 
-def _replies(writer: Writer, stage: GenerateStage, job: Job) -> Iterator[Document]:
-    """One document for each reply of the conversation: what stands before it, and the reply, which is learnt."""
-    history: list[Message] = []
-    for turn, message in enumerate(job.messages):
-        history.append(message)
-        if message.role != "user":
-            continue
-        sampling = SamplingParams(
-            max_new_tokens=stage.max_new_tokens,
-            temperature=stage.temperature,
-            top_k=stage.top_k,
-            top_p=stage.top_p,
-            seed=_seed(job.seed, turn),
-            logprobs=stage.top_logprobs or None,
-        )
-        completion = writer.chat(history, sampling)
-        prompt_ids = writer.prompt_format.encode(history, add_generation_prompt=True).token_ids
-        if not completion.token_ids or not completion.text.strip():
-            return
-        yield _document(prompt_ids, completion)
-        history.append(Message("assistant", completion.text))
+def write_replies_together(
+    model: str, stage: GenerateStage, prompts: Sequence[tuple[Message, ...]], folder: Path, tell: Tell
+) -> dict[str, int]:
+    """``write_replies`` by ``stage.processes`` processes, each with an engine of its own."""
+    parts = _parts(prompts, stage)
+    missing = [part for part in parts if not part.is_in(folder)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(stage.processes, mp_context=context) as pool:
+        shares = [missing[rank :: stage.processes] for rank in range(stage.processes)]
+        running = {pool.submit(_write_share, model, stage, share, folder) for share in shares if share}
+        while running:
+            done, running = wait(running, TELL_EVERY_S)
+            for future in done:
+                future.result()
+            tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {_count(parts)} prompts answered")
+    return _result(prompts, parts, folder)
+
+
+def _write_share(model: str, stage: GenerateStage, parts: Sequence[Part], folder: Path) -> None:
+    writer = load_writer(stage, model)
+    for part in parts:
+        _write(writer, stage, part, folder)
+
+
+def _write(writer: Writer, stage: GenerateStage, part: Part, folder: Path) -> None:
+    documents = _replies(writer, stage, part.jobs)
+    if documents:
+        metadata = {
+            "fingerprint": writer.tokenizer.fingerprint(),
+            "target": writer.name,
+            "prompts": [job.key for job in part.jobs],
+        }
+        write_part(part.path(folder), documents, metadata)
+
+
+def _replies(writer: Writer, stage: GenerateStage, jobs: Sequence[Job]) -> list[Document]:
+    """One document for each reply of each conversation: what stands before it, and the reply, which is learnt.
+
+    All conversations take their first turn together, then all that have one their second, and so on. A conversation
+    ends where the target says nothing.
+    """
+    histories = [_next_turn((), job.messages) for job in jobs]
+    documents: list[list[Document]] = [[] for _ in jobs]
+    turn, going = 0, [number for number, history in enumerate(histories) if history]
+    while going:
+        prompts = [writer.prompt_format.encode(histories[n], add_generation_prompt=True).token_ids for n in going]
+        sampling = [_sampling(writer, stage, jobs[n], turn) for n in going]
+        still: list[int] = []
+        for n, prompt, completion in zip(going, prompts, writer.generate(prompts, sampling), strict=True):
+            if not completion.token_ids or not completion.text.strip():
+                continue
+            documents[n].append(_document(prompt, completion))
+            before = (*histories[n], Message("assistant", completion.text))
+            histories[n] = _next_turn(before, jobs[n].messages[len(before) - turn - 1 :])
+            still += [n] if histories[n] else []
+        turn, going = turn + 1, still
+    return [document for written in documents for document in written]
+
+
+def _next_turn(history: tuple[Message, ...], waiting: Sequence[Message]) -> tuple[Message, ...]:
+    """``history`` and what is waiting up to the next message of the user; empty when there is none."""
+    for count, message in enumerate(waiting, start=1):
+        if message.role == "user":
+            return (*history, *waiting[:count])
+    return ()
+
+
+def _sampling(writer: Writer, stage: GenerateStage, job: Job, turn: int) -> SamplingParams:
+    params = SamplingParams(
+        max_new_tokens=stage.max_new_tokens,
+        temperature=stage.temperature,
+        top_k=stage.top_k,
+        top_p=stage.top_p,
+        seed=seed_of(job.seed, turn),
+        logprobs=stage.top_logprobs or None,
+        stop=writer.prompt_format.stop_strings,
+    )
+    return replace(params, greedy=True) if job.greedy else params
 
 
 def _document(prompt_ids: Sequence[int], completion: Completion) -> Document:
@@ -190,28 +174,25 @@ def _document(prompt_ids: Sequence[int], completion: Completion) -> Document:
     )
 
 
-def _jobs(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> Iterator[Job]:
-    for messages in prompts:
-        key = _prompt_key(messages)
-        for sample in range(stage.samples):
-            name = f"{key[:24]}-{sample}"
-            yield Job(name, messages, _seed(stage.seed, name))
+def _parts(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> list[Part]:
+    """Jobs in an order drawn by the seed, so that the first parts stand for all."""
+    jobs = [_job(messages, sample, stage) for messages in prompts for sample in range(stage.samples)]
+    jobs.sort(key=lambda job: job.seed)
+    starts = range(0, len(jobs), stage.rows_per_part)
+    return [Part(number, tuple(jobs[start : start + stage.rows_per_part])) for number, start in enumerate(starts)]
 
 
-def _prompt_key(messages: Sequence[Message]) -> str:
-    """Equal for prompts that differ in white space or in the way that accents are encoded only."""
-    said = [[m.role, " ".join(unicodedata.normalize("NFC", m.content).split())] for m in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+def _job(messages: tuple[Message, ...], sample: int, stage: GenerateStage) -> Job:
+    name = f"{prompt_key(messages)[:24]}-{sample}"
+    draw = seed_of(stage.seed, name, "greedy") / 2.0**63
+    return Job(name, messages, seed_of(stage.seed, name), greedy=draw < stage.greedy_share)
 
 
-def _seed(*parts: int | str) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+def _count(parts: Sequence[Part]) -> int:
+    return sum(len(part.jobs) for part in parts)
 
 
-def _user_turn_start(writer: Writer) -> list[int]:
-    """The ids that the prompt format writes before a user's first message."""
-    text = writer.prompt_format.encode([Message("user", _MARK)], add_generation_prompt=True).text
-    before, mark, _ = text.partition(_MARK)
-    if not mark:
-        raise UsageError("the prompt format does not show the user's message as it is; num_prompts must be 0")
-    return writer.tokenizer.encode(before, add_bos=False, parse_special=True)
+def _result(prompts: Sequence[tuple[Message, ...]], parts: Sequence[Part], folder: Path) -> dict[str, int]:
+    if not any(folder.glob(PART_PATTERN)):
+        raise DraftsmithError("the target wrote no reply to any prompt; look at the prompts and at max_new_tokens")
+    return {"prompts": len(prompts), "replies": _count(parts)}

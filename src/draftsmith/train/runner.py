@@ -21,8 +21,9 @@ from draftsmith.errors import UsageError
 from draftsmith.provenance import collect
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
 from draftsmith.train.models import Learner, load_learner, saved_folder
+from draftsmith.train.prompts import read_prompts, write_prompts
 from draftsmith.train.recipe import Recipe, stage_settings
-from draftsmith.train.replies import load_writer, read_prompts, write_prompts, write_replies
+from draftsmith.train.replies import load_writer, write_replies, write_replies_together
 from draftsmith.train.schema import GenerateStage, InitStage, Stage, TrainingStage
 from draftsmith.train.stages import Workplace, initialise, learn, stage_format
 
@@ -135,7 +136,11 @@ def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, A
         prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)
     if not prompts:
         raise UsageError(f"stage.{stage.name} has no prompts; give prompts, num_prompts or both")
-    return {"target": writer.name, "data": write_replies(writer, stage, prompts, place.folder, place.tell)}
+    if stage.processes > 1:
+        counts = write_replies_together(model, stage, prompts, place.folder, place.tell)
+    else:
+        counts = write_replies(writer, stage, prompts, place.folder, place.tell)
+    return {"target": writer.name, "data": counts}
 
 
 def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -49,6 +49,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "eval_limit": _AT_LEAST_1,
         "final_learning_rate": _SHARE,
         "gradient_accumulation": _AT_LEAST_1,
+        "greedy_share": _SHARE,
         "hidden_size": _AT_LEAST_1,
         "intermediate_size": _AT_LEAST_1,
         "jsd_beta": (lambda value: 0 < value < 1, "between 0 and 1"),
@@ -64,6 +65,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "max_new_tokens": _AT_LEAST_1,
         "num_layers": _AT_LEAST_1,
         "num_prompts": _NOT_NEGATIVE,
+        "processes": _AT_LEAST_1,
         "rope_factor": (lambda value: value >= 1, "1 or more"),
         "rope_theta": _POSITIVE,
         "rows_per_part": _AT_LEAST_1,
@@ -232,12 +234,17 @@ class GenerateStage(Stage):
     """Let the target write replies to prompts, with its ``top_logprobs`` most likely tokens at each place.
 
     ``model`` is the target. ``num_prompts``: so many more prompts that the target makes up itself, from its template's
-    user turn (arXiv:2406.08464). ``samples``: replies to each prompt.
+    user turn (arXiv:2406.08464), which begins with one of ``prompt_starts`` in turn (an empty one leaves the beginning
+    to the target). ``samples``: replies to each prompt. ``greedy_share``: of the replies, drawn by the seed, that are
+    written greedily. ``processes``: engines side by side, each with ``threads``.
     """
 
     prompts: tuple[DataSource, ...] = ()
     num_prompts: int = 0
+    prompt_starts: tuple[str, ...] = ()
     samples: int = 1
+    greedy_share: float = 0.0
+    processes: int = 1
     draft: str = "auto"
     quantize: Literal["none", "4bit", "8bit"] = "none"
     max_new_tokens: int = 512
