@@ -185,6 +185,13 @@ Layer read_layer(const TensorTable& table, const ModelShape& s, size_t index) {
     return layer;
 }
 
+CacheType cache_type_named(const std::string& name) {
+    if (name == "float16") return CacheType::half;
+    if (name == "float32") return CacheType::full;
+    if (name == "int8") return CacheType::int8;
+    throw std::invalid_argument("the cache type '" + name + "' is unknown to the engine");
+}
+
 std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer, Floats inverse_frequencies, const std::vector<size_t>& windows,
                                   const std::string& set, std::shared_ptr<ThreadTeam> team) {
     const auto size = [&](const char* key) { return nb::cast<size_t>(shape[key]); };
@@ -199,7 +206,7 @@ std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer
     s.max_context = size("max_context");
     s.norm_eps = nb::cast<float>(shape["rms_norm_eps"]);
     s.rope_scaling = nb::cast<float>(shape["rope_scaling"]);
-    s.full_precision_cache = nb::cast<bool>(shape["full_precision_cache"]);
+    s.cache_type = cache_type_named(nb::cast<std::string>(shape["cache_dtype"]));
     if (inverse_frequencies.size() != s.head_dim / 2 || windows.size() != s.layers) throw std::invalid_argument("the RoPE frequencies or windows do not fit the model");
     const TensorTable table(tensors, buffer);
     ModelWeights w;

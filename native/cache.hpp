@@ -19,11 +19,16 @@ namespace draftsmith {
 
 struct CacheShape {
     size_t layers = 0, kv_heads = 0, head_dim = 0;
-    bool full_precision = false;  // f32 instead of f16
+    CacheType type = CacheType::half;
 
-    size_t item() const { return full_precision ? 4 : 2; }
-    size_t head_bytes() const { return head_dim * kBlockPositions * item(); }              // keys or values of one head
-    size_t block_bytes() const { return layers * kv_heads * 2 * head_bytes(); }
+    // Keys, or values, of one head in one block.
+    size_t key_bytes() const {
+        if (type != CacheType::int8) return head_dim * kBlockPositions * (type == CacheType::full ? 4 : 2);
+        const int d = static_cast<int>(head_dim);
+        return int8_key_scales(d) + static_cast<size_t>(padded_head(d)) * kBlockPositions;
+    }
+    size_t value_bytes() const { return type == CacheType::int8 ? int8_value_scales() + head_dim * kBlockPositions : key_bytes(); }
+    size_t block_bytes() const { return layers * kv_heads * (key_bytes() + value_bytes()); }
 };
 
 // Makes the blocks of one model's caches and counts the bytes of those that are alive.
@@ -34,10 +39,12 @@ public:
     const CacheShape& shape() const { return shape_; }
     size_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
 
-    // A new block, not initialised; throws std::bad_alloc. It keeps the pool alive.
+    // A new block of zeros (attention may read, and give no weight to, what nobody has written); throws std::bad_alloc.
+    // It keeps the pool alive.
     std::shared_ptr<uint8_t> make() {
         void* memory = std::aligned_alloc(64, (shape_.block_bytes() + 63) / 64 * 64);
         if (!memory) throw std::bad_alloc();
+        std::memset(memory, 0, shape_.block_bytes());
         bytes_.fetch_add(shape_.block_bytes(), std::memory_order_relaxed);
         return {static_cast<uint8_t*>(memory), [pool = shared_from_this()](uint8_t* p) {
                     std::free(p);
@@ -95,9 +102,9 @@ public:
     void advance(size_t count) { length_ += count; }
 
     uint8_t* keys(size_t layer, size_t head, size_t block) const {
-        return blocks_[block].get() + (layer * shape_.kv_heads + head) * 2 * shape_.head_bytes();
+        return blocks_[block].get() + (layer * shape_.kv_heads + head) * (shape_.key_bytes() + shape_.value_bytes());
     }
-    uint8_t* values(size_t layer, size_t head, size_t block) const { return keys(layer, head, block) + shape_.head_bytes(); }
+    uint8_t* values(size_t layer, size_t head, size_t block) const { return keys(layer, head, block) + shape_.key_bytes(); }
 
 private:
     static size_t blocks_for(size_t positions) { return (positions + kBlockPositions - 1) / kBlockPositions; }

@@ -94,5 +94,15 @@ template <class S> void store_half(const float* x, uint16_t* y, size_t n) {
     for (size_t i = 0; i < n; i += 16) S::store_half(y + i, S::min(S::max(S::load(x + i), smallest), largest));
 }
 
+template <class S> float store_codes(const float* x, int8_t* codes, size_t n) {
+    auto most = S::splat(0.0f);
+    for (size_t i = 0; i < n; i += 16) most = S::max(most, S::abs(S::load(x + i)));
+    const float largest = S::tree_max(most);
+    const bool zeros = !(largest > 1e-30f);
+    const auto inverse = S::splat(zeros ? 0.0f : 127.0f / largest);
+    for (size_t i = 0; i < n; i += 16) S::store_i8(codes + i, S::to_int(S::mul(S::load(x + i), inverse)));
+    return zeros ? 0.0f : largest / 127.0f;
+}
+
 }  // namespace
 }  // namespace draftsmith

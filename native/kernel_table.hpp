@@ -20,11 +20,11 @@ template <class S> constexpr Kernels kernel_table() {
         .silu_mul = silu_mul<S>,
         .rope = rope<S>,
         .add = add<S>,
-        .attend_half = attend<S, uint16_t>,
-        .attend_float = attend<S, float>,
+        .attend = {attend<S, FloatCache<uint16_t>>, attend<S, FloatCache<float>>, attend<S, Int8Cache>},
         .attention_fold = attention_fold<S>,
         .attention_finish = attention_finish<S>,
         .store_half = store_half<S>,
+        .store_codes = store_codes<S>,
     };
 }
 

@@ -12,20 +12,31 @@ namespace draftsmith {
 
 constexpr int kBlockPositions = 64;  // positions in a block of the KV cache; attention splits the context there
 
-// One query row against one block of one key-value head. Keys lie [D][64], values [64][D], as f16 or f32.
+constexpr int kPieceBlocks = 4;
+constexpr int kPiecePositions = kPieceBlocks * kBlockPositions;  // attention works on pieces, cut at their multiples
+
+// What a cache keeps a value as. int8: see attention_int8.hpp.
+enum class CacheType { half, full, int8 };
+
+constexpr int padded_head(int head_dim) { return (head_dim + kGroup - 1) / kGroup * kGroup; }
+constexpr size_t int8_key_scales(int head_dim) { return static_cast<size_t>(padded_head(head_dim) / kGroup * kBlockPositions) * 2; }  // bytes
+constexpr size_t int8_value_scales() { return kBlockPositions * 2; }
+
+// Query rows against one piece of one key-value head. In a block keys lie [D][64], values [64][D].
 struct AttentionJob {
-    const float* const* queries;   // [rows] -> [D], already scaled
-    float* const* partial_out;     // [rows] -> [D]: sum over positions of exp(score - max) * value
-    float* partial_max;            // [rows]
-    float* partial_sum;            // [rows]: sum of exp(score - max)
-    const int* first;              // [rows]: the row sees positions first <= i < last of this block, at least one
-    const int* last;               // [rows]
-    int rows;                      // at most kAttentionRows
+    const float* const* queries;         // [rows] -> [D], already scaled
+    const QuantGroup* const* codes;      // [rows] -> the same quantised, kQuantBlock groups apart; int8 caches only
+    float* const* out;                   // [rows] -> [D]: sum over positions of exp(score - maximum) * value
+    float* maxima;                       // [rows]
+    float* sums;                         // [rows]: sum of exp(score - maximum)
+    const int* first;                    // [rows]: the row sees positions first <= i < last of this piece, at least one
+    const int* last;                     // [rows]
+    int rows;                            // at most kAttentionRows
     int head_dim;
-    const void* keys;
-    const void* values;
+    const uint8_t* const* keys;          // [blocks of the piece, as far as they are seen]
+    const uint8_t* const* values;
 };
-constexpr int kAttentionRows = 4;
+constexpr int kAttentionRows = 8;
 
 struct Kernels {
     const char* name;
@@ -45,12 +56,13 @@ struct Kernels {
     void (*rope)(float* head, const float* cos, const float* sin, size_t head_dim, float scale);
     // Add n floats.
     void (*add)(float* x, const float* y, size_t n);
-    void (*attend_half)(const AttentionJob&);
-    void (*attend_float)(const AttentionJob&);
-    // out = the fold of blocks: running maximum m, sum l, vector o (all updated).
-    void (*attention_fold)(float* m, float* l, float* o, float block_m, float block_l, const float* block_o, size_t head_dim);
+    void (*attend[3])(const AttentionJob&);  // by CacheType
+    // out = the fold of pieces: running maximum m, sum l, vector o (all updated).
+    void (*attention_fold)(float* m, float* l, float* o, float piece_m, float piece_l, const float* piece_o, size_t head_dim);
     void (*attention_finish)(const float* o, float l, float* out, size_t head_dim);
     void (*store_half)(const float* x, uint16_t* y, size_t n);  // n a multiple of 16
+    // Symmetric 8-bit codes of n values (a multiple of 16) with one scale, which is returned.
+    float (*store_codes)(const float* x, int8_t* codes, size_t n);
 };
 
 const Kernels& portable_kernels();

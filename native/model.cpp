@@ -6,26 +6,10 @@
 #include <stdexcept>
 
 #include "pack.hpp"
+#include "scratch.hpp"
 
 namespace draftsmith {
 namespace {
-
-constexpr size_t kMaxHeadDim = 256;
-
-template <class T> class Buffer {  // aligned to cache lines, not initialised
-public:
-    explicit Buffer(size_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64 + 64))) {
-        if (!data_) throw std::bad_alloc();
-    }
-    ~Buffer() { std::free(data_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    T* data() { return data_; }
-    T* operator+(size_t n) { return data_ + n; }
-
-private:
-    T* data_;
-};
 
 bool is_quantised(const Weights& w) { return format_info(w.type).quantised; }
 
@@ -34,21 +18,9 @@ size_t chunk_tiles(size_t tiles, int team) { return std::clamp<size_t>(tiles / (
 
 }  // namespace
 
-struct Model::Scratch {
-    Scratch(const ModelShape& s, size_t qkv, size_t widest)
-        : x(kMaxRows * s.hidden), normed(kMaxRows * std::max(s.hidden, widest)), qkv(kMaxRows * qkv), attention(kMaxRows * s.heads * s.head_dim),
-          gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), groups(quant_groups(kMaxRows, widest)) {}
-
-    // Quantised rows of `cols` columns; one set at a time is alive.
-    QuantRows quant(size_t cols) { return {groups.data(), cols}; }
-
-    Buffer<float> x, normed, qkv, attention, gate, up;
-    Buffer<QuantGroup> groups;
-};
-
 Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team)
     : shape_(shape), weights_(std::move(weights)), kernels_(kernels), team_(std::move(team)),
-      cache_blocks_(std::make_shared<BlockPool>(CacheShape{shape.layers, shape.kv_heads, shape.head_dim, shape.full_precision_cache})) {
+      cache_blocks_(std::make_shared<BlockPool>(CacheShape{shape.layers, shape.kv_heads, shape.head_dim, shape.cache_type})) {
     const size_t q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
     const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
     if (shape.head_dim % 16 || shape.head_dim > kMaxHeadDim) refuse("the head dimension is " + std::to_string(shape.head_dim) + "; the engine takes multiples of 16 up to 256");
@@ -128,6 +100,7 @@ void Model::forward(const std::vector<TokenRun>& runs, size_t width, float* logi
 
 void Model::run_pass(const Pass& pass, size_t width, float* logits) {
     const size_t m = pass.rows.size();
+    const AttentionPlan plan = plan_attention(pass);
     team_->run([&](Worker& worker) {
         embed(worker, pass);
         for (size_t i = 0; i < weights_.layers.size(); ++i) {
@@ -135,7 +108,7 @@ void Model::run_pass(const Pass& pass, size_t width, float* logits) {
             norm_rows(worker, m, layer.attention_norm, is_quantised(layer.q) || is_quantised(layer.k) || is_quantised(layer.v));
             project(worker, pass, layer);
             rotate_and_store(worker, pass, layer, i);
-            attend(worker, pass, layer, i);
+            attend(worker, pass, plan, layer, i);
             output_projection(worker, m, layer);
             norm_rows(worker, m, layer.mlp_norm, is_quantised(layer.gate) || is_quantised(layer.up));
             feed_forward(worker, m, layer);
@@ -189,119 +162,6 @@ void Model::project(Worker& worker, const Pass& pass, const Layer& layer) {
             before += part.weights.tiles();
         }
     });
-}
-
-void Model::rotate_and_store(Worker& worker, const Pass& pass, const Layer& layer, size_t layer_index) {
-    const size_t d = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
-    const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
-    const float query_scale = 1.0f / std::sqrt(static_cast<float>(d));
-    worker.for_chunks(pass.rows.size() * shape_.kv_heads, 1, [&](size_t first, size_t last) {
-        for (size_t unit = first; unit < last; ++unit) {
-            const size_t row = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
-            const size_t position = pass.rows[row].position, block = position / kBlockPositions, lane = position % kBlockPositions;
-            const KVCache& cache = *pass.segments[pass.rows[row].segment].cache;
-            const float* cos = cos_.data() + position * d / 2;
-            const float* sin = sin_.data() + position * d / 2;
-            float* base = scratch_->qkv + row * stride;
-            for (size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-                float* query = base + h * d;
-                if (layer.q_norm) kernels_.rms_norm(query, layer.q_norm.data, query, d, shape_.norm_eps);
-                kernels_.rope(query, cos, sin, d, query_scale);
-            }
-            float* key = base + layer.q.rows + kv_head * d;
-            const float* value = base + layer.q.rows + layer.k.rows + kv_head * d;
-            if (layer.k_norm) kernels_.rms_norm(key, layer.k_norm.data, key, d, shape_.norm_eps);
-            kernels_.rope(key, cos, sin, d, 1.0f);
-            uint8_t* keys = cache.keys(layer_index, kv_head, block);
-            uint8_t* values = cache.values(layer_index, kv_head, block);
-            if (shape_.full_precision_cache) {
-                for (size_t i = 0; i < d; ++i) reinterpret_cast<float*>(keys)[i * kBlockPositions + lane] = key[i];
-                std::memcpy(reinterpret_cast<float*>(values) + lane * d, value, d * 4);
-            } else {
-                uint16_t halves[kMaxHeadDim];
-                kernels_.store_half(key, halves, d);
-                for (size_t i = 0; i < d; ++i) reinterpret_cast<uint16_t*>(keys)[i * kBlockPositions + lane] = halves[i];
-                kernels_.store_half(value, reinterpret_cast<uint16_t*>(values) + lane * d, d);
-            }
-        }
-    });
-}
-
-void Model::attend(Worker& worker, const Pass& pass, const Layer& layer, size_t layer_index) {
-    // A unit: up to kAttentionRows query rows (tokens x heads of one group) of one segment and key-value head.
-    struct Unit { size_t segment, kv_head, first, count; };
-    const size_t group = shape_.heads / shape_.kv_heads;
-    size_t units = 0;
-    for (const Segment& s : pass.segments) units += (s.count * group + kAttentionRows - 1) / kAttentionRows * shape_.kv_heads;
-    worker.for_chunks(units, 1, [&](size_t unit, size_t) {
-        size_t left = unit;
-        for (const Segment& s : pass.segments) {
-            const size_t rows = s.count * group, parts = (rows + kAttentionRows - 1) / kAttentionRows;
-            if (left < parts * shape_.kv_heads) {
-                const size_t first = left / shape_.kv_heads * kAttentionRows;
-                attend_rows(pass, layer, layer_index, s, left % shape_.kv_heads, first, std::min<size_t>(kAttentionRows, rows - first));
-                return;
-            }
-            left -= parts * shape_.kv_heads;
-        }
-    });
-}
-
-// Query rows first .. first+count-1 of a segment (row = token x group + head within the group) over their whole context.
-void Model::attend_rows(const Pass& pass, const Layer& layer, size_t layer_index, const Segment& segment, size_t kv_head, size_t first, size_t count) {
-    const size_t d = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
-    const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows, out_stride = shape_.heads * d;
-    struct State { const float* query; float* out; size_t from, to; bool fresh; float max, sum; alignas(64) float vector[kMaxHeadDim]; };
-    State state[kAttentionRows];
-    size_t first_block = SIZE_MAX, last_block = 0;
-    for (size_t i = 0; i < count; ++i) {
-        const size_t row = segment.first_row + (first + i) / group, head = kv_head * group + (first + i) % group;
-        const size_t end = pass.rows[row].position + 1;
-        State& s = state[i];
-        s.query = scratch_->qkv + row * stride + head * d;
-        s.out = scratch_->attention + row * out_stride + head * d;
-        s.from = layer.window && end > layer.window ? end - layer.window : 0;
-        s.to = end;
-        s.fresh = true;
-        first_block = std::min(first_block, s.from / kBlockPositions);
-        last_block = std::max(last_block, (end - 1) / kBlockPositions);
-    }
-    alignas(64) float partial[kAttentionRows][kMaxHeadDim];
-    for (size_t block = first_block; block <= last_block; ++block) {
-        const size_t start = block * kBlockPositions;
-        const float* queries[kAttentionRows];
-        float* outs[kAttentionRows];
-        float maxima[kAttentionRows], sums[kAttentionRows];
-        int firsts[kAttentionRows], lasts[kAttentionRows];
-        size_t who[kAttentionRows];
-        int rows = 0;
-        for (size_t i = 0; i < count; ++i) {
-            const State& s = state[i];
-            if (s.to <= start || s.from >= start + kBlockPositions) continue;
-            who[rows] = i;
-            queries[rows] = s.query;
-            outs[rows] = partial[rows];
-            firsts[rows] = static_cast<int>(s.from > start ? s.from - start : 0);
-            lasts[rows] = static_cast<int>(std::min<size_t>(s.to - start, kBlockPositions));
-            ++rows;
-        }
-        if (rows == 0) continue;
-        const AttentionJob job{queries, outs, maxima, sums, firsts, lasts, rows, static_cast<int>(d), segment.cache->keys(layer_index, kv_head, block),
-                               segment.cache->values(layer_index, kv_head, block)};
-        (shape_.full_precision_cache ? kernels_.attend_float : kernels_.attend_half)(job);
-        for (int r = 0; r < rows; ++r) {
-            State& s = state[who[r]];
-            if (s.fresh) {
-                s.fresh = false;
-                s.max = maxima[r];
-                s.sum = sums[r];
-                std::memcpy(s.vector, partial[r], d * sizeof(float));
-            } else {
-                kernels_.attention_fold(&s.max, &s.sum, s.vector, maxima[r], sums[r], partial[r], d);
-            }
-        }
-    }
-    for (size_t i = 0; i < count; ++i) kernels_.attention_finish(state[i].vector, state[i].sum, state[i].out, d);
 }
 
 void Model::output_projection(Worker& worker, size_t m, const Layer& layer) {

@@ -32,7 +32,7 @@ struct ModelShape {
     size_t vocab = 0, hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, max_context = 0;
     float norm_eps = 0;
     float rope_scaling = 1;         // multiplies cos and sin
-    bool full_precision_cache = false;
+    CacheType cache_type = CacheType::half;
 };
 
 struct ModelWeights {
@@ -65,6 +65,10 @@ private:
     struct Row { size_t segment; size_t position; int32_t token; };
     struct Segment { KVCache* cache; size_t first_row, count; };  // consecutive tokens of one sequence in a pass
     struct Pass { std::vector<Segment> segments; std::vector<Row> rows; std::vector<size_t> wanted; };
+    // How attention is shared out: by rows, each over its whole context, or, where that gives too few units, by pieces.
+    struct AttentionPlan { size_t rows_per_unit, units; bool by_pieces; };
+    struct AttentionUnit { const Segment* segment; size_t kv_head, first, count, first_piece, last_piece, slot, counter; };
+    struct RowWindow { const float* query; size_t row, head, from, to; };
     struct Scratch;
 
     void check(const std::vector<TokenRun>& runs, size_t width) const;
@@ -76,8 +80,14 @@ private:
     void norm_rows(Worker&, size_t m, const Vector& norm, bool quantise);
     void project(Worker&, const Pass&, const Layer&);
     void rotate_and_store(Worker&, const Pass&, const Layer&, size_t layer_index);
-    void attend(Worker&, const Pass&, const Layer&, size_t layer_index);
-    void attend_rows(const Pass&, const Layer&, size_t layer_index, const Segment&, size_t kv_head, size_t first, size_t count);
+    AttentionPlan plan_attention(const Pass&);
+    void attend(Worker&, const Pass&, const AttentionPlan&, const Layer&, size_t layer_index);
+    AttentionUnit find_unit(const Pass&, const AttentionPlan&, size_t index) const;
+    RowWindow row_window(const Pass&, const Layer&, const AttentionUnit&, size_t i) const;
+    size_t attend_piece(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&, size_t piece, size_t begin, size_t end, float* const* out, float* maxima,
+                        float* sums, size_t* who);
+    void attend_whole(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&);
+    void attend_part(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&);
     void output_projection(Worker&, size_t m, const Layer&);
     void feed_forward(Worker&, size_t m, const Layer&);
     void head(Worker&, const Pass&, size_t width, float* logits);

@@ -12,6 +12,7 @@ namespace {
 struct Avx2 {
     static constexpr const char* kName = "avx2";
     static constexpr int kMaxTokens = 4;
+    static constexpr int kAttentionRows = 4;
     static constexpr int kWideOffset = 0;  // dot_wide() turns codes into signed values itself
 
     struct F { __m256 a, b; };
@@ -77,6 +78,9 @@ struct Avx2 {
     static I zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
     static I splat_int(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {v, v}; }
     static I to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+    static I add_int(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+    static I low_seven(I x) { const __m256i m = _mm256_set1_epi32(127); return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)}; }
+    template <int N> static I shift_right(I x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
     template <int N> static I shift_left(I x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
     static F power_of_two(I n) {
         const __m256i bias = _mm256_set1_epi32(127);
@@ -125,6 +129,14 @@ struct Avx2 {
             return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(value), _mm256_sign_epi8(xs, value)), ones));
         };
         return {part(acc.a, codes.a), part(acc.b, codes.b)};
+    }
+    // x is 0..127 here and |value| <= 128: no saturation.
+    static I dot_signed(I acc, const int8_t* x, U values) {
+        int32_t four;
+        std::memcpy(&four, x, 4);
+        const __m256i xs = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+        return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(xs, values.a), ones)),
+                _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(xs, values.b), ones))};
     }
 };
 

@@ -12,6 +12,7 @@ namespace {
 struct Avx512 {
     static constexpr const char* kName = "avx512";
     static constexpr int kMaxTokens = 8;
+    static constexpr int kAttentionRows = 8;
     static constexpr int kWideOffset = 128;
 
     using F = __m512;
@@ -63,6 +64,9 @@ struct Avx512 {
     static I zero() { return _mm512_setzero_si512(); }
     static I splat_int(int32_t x) { return _mm512_set1_epi32(x); }
     static I to_int(F a) { return _mm512_cvtps_epi32(a); }
+    static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+    static I low_seven(I a) { return _mm512_and_si512(a, _mm512_set1_epi32(127)); }
+    template <int N> static I shift_right(I a) { return _mm512_srli_epi32(a, N); }
     template <int N> static I shift_left(I a) { return _mm512_slli_epi32(a, N); }
     static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)); }
     static void store_i8(int8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
@@ -81,6 +85,11 @@ struct Avx512 {
         return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
     }
     static I dot_wide(I acc, U codes, const int8_t* x) { return dot(acc, codes, x); }
+    static I dot_signed(I acc, const int8_t* x, U values) {
+        int32_t four;
+        std::memcpy(&four, x, 4);
+        return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(four), values);
+    }
 };
 
 }  // namespace

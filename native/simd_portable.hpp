@@ -16,6 +16,7 @@ namespace {
 struct Portable {
     static constexpr const char* kName = "portable";
     static constexpr int kMaxTokens = 4;     // rows of activations that a matmul holds in registers
+    static constexpr int kAttentionRows = 4; // rows of queries that attention holds in registers
     static constexpr int kWideOffset = 128;  // dot_wide() takes codes as stored, value + 128
 
     struct F { float v[16]; };
@@ -62,6 +63,9 @@ struct Portable {
     static I zero() { return I{}; }
     static I splat_int(int32_t x) { return map_int([=](int) { return x; }); }
     static I to_int(F a) { return map_int([&](int i) { return static_cast<int32_t>(__builtin_nearbyintf(a.v[i])); }); }
+    static I add_int(I a, I b) { return map_int([&](int i) { return a.v[i] + b.v[i]; }); }
+    static I low_seven(I a) { return map_int([&](int i) { return a.v[i] & 127; }); }
+    template <int N> static I shift_right(I a) { return map_int([&](int i) { return a.v[i] >> N; }); }  // of values >= 0
     template <int N> static I shift_left(I a) { return map_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N); }); }
     static F power_of_two(I n) { return map([&](int i) { return bits_to_float(static_cast<uint32_t>(n.v[i] + 127) << 23); }); }
     static void store_i8(int8_t* p, I a) { for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]); }
@@ -84,6 +88,14 @@ struct Portable {
         });
     }
     static I dot_wide(I acc, U codes, const int8_t* x) { return dot(acc, codes, x); }
+    // acc[row] += sum over j of x[j] * values[4 row + j], the values signed and x in 0..127.
+    static I dot_signed(I acc, const int8_t* x, U values) {
+        return map_int([&](int i) {
+            int32_t s = acc.v[i];
+            for (int j = 0; j < 4; ++j) s += static_cast<int32_t>(x[j]) * static_cast<int8_t>(values.v[4 * i + j]);
+            return s;
+        });
+    }
 };
 
 }  // namespace

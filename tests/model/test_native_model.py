@@ -78,6 +78,24 @@ def test_memory_of_a_cache_is_taken_as_it_fills(tmp_path: Path) -> None:
     assert load(tmp_path, cache_dtype="float16").cache_bytes(64) == block // 2
 
 
+@pytest.mark.parametrize(("head_dim", "padded"), [(16, 32), (64, 64), (80, 96)])
+def test_eight_bit_caches_take_about_half(tmp_path: Path, head_dim: int, padded: int) -> None:
+    """Codes, a scale for each 32 columns of a key (columns padded to that) and one for each value."""
+    recipe = Recipe(config={"head_dim": head_dim})
+    key, value = padded + padded // 32 * 2, head_dim + 2
+    assert load(tmp_path, recipe, cache_dtype="int8").cache_bytes(64) == 64 * 2 * 2 * (key + value)
+
+
+def test_eight_bit_caches_lose_little(tmp_path: Path) -> None:
+    """Against the same model with a float32 cache: small changes of the logits, but changes."""
+    recipe, text = Recipe(config={"head_dim": 64}), [(7 * i) % 128 for i in range(390)]
+    exact = read(load(tmp_path, recipe, cache_dtype="float32"), text)
+    coarse = read(load(tmp_path, recipe, cache_dtype="int8"), text)
+    difference = np.abs(coarse - exact)
+    assert 0 < difference.mean() < 0.02 * exact.std()
+    assert np.quantile(difference, 0.999) < 0.2 * exact.std()
+
+
 def test_forks_share_memory_until_one_of_them_writes(tmp_path: Path) -> None:
     model = load(tmp_path)
     block = model.cache_bytes(64)

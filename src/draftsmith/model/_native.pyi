@@ -59,7 +59,7 @@ class Model:
     ) -> npt.NDArray[np.float32]: ...
 
 def make_model(
-    shape: Mapping[str, int | float | bool],
+    shape: Mapping[str, int | float | str],
     tensors: Mapping[str, tuple[int, int, int, int]],
     buffer: npt.NDArray[np.uint8],
     inverse_frequencies: npt.NDArray[np.float32],

@@ -24,7 +24,7 @@ from draftsmith.quant import BlockType
 
 __all__ = ["CacheDtype", "NativeModel", "instruction_set", "thread_team"]
 
-CacheDtype = Literal["auto", "float32", "float16"]
+CacheDtype = Literal["auto", "float32", "float16", "int8"]
 INSTRUCTION_SET_VARIABLE = "DRAFTSMITH_ISA"
 MAX_THREADS = 256
 
@@ -82,8 +82,9 @@ class NativeModel:
     ) -> NativeModel:
         """Pack the weights (or find them packed) and set up the engine; see ``storage`` for quantize and dtype.
 
-        ``cache_dtype`` auto is float32 for models whose matrices are all float32, else float16. ``progress(done,
-        total)`` counts the bytes while packing. Raises UsageError for values that cannot be, UnsupportedModel for
+        ``cache_dtype`` is the type of keys and values: auto is float32 for models whose matrices are all float32, else
+        float16; int8 takes about half of that, with scales of their own for each token. ``progress(done, total)``
+        counts the bytes while packing. Raises UsageError for values that cannot be, UnsupportedModel for
         shapes that the engine does not have, DiskFull, OutOfMemory.
         """
         config = checkpoint.config
@@ -92,7 +93,8 @@ class NativeModel:
         packed = load_packed(checkpoint, quantize, dtype, team, progress)
         frequencies, scaling = rope_frequencies(config.rope, config.head_dim, context)
         matrices = {entry[0] for name, entry in packed.tensors.items() if len(checkpoint.tensors[name].shape) == 2}
-        full_precision = cache_dtype == "float32" or (cache_dtype == "auto" and matrices == {BlockType.F32.ggml_id})
+        if cache_dtype == "auto":
+            cache_dtype = "float32" if matrices == {BlockType.F32.ggml_id} else "float16"
         shape = {
             "vocab_size": config.vocab_size,
             "hidden_size": config.hidden_size,
@@ -104,7 +106,7 @@ class NativeModel:
             "max_context": context,
             "rms_norm_eps": config.rms_norm_eps,
             "rope_scaling": scaling,
-            "full_precision_cache": full_precision,
+            "cache_dtype": cache_dtype,
         }
         windows = [config.sliding_window or 0 if slides else 0 for slides in config.sliding_layers]
         try:

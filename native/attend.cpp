@@ -1,0 +1,234 @@
+// Attention over the blocked caches: what each worker takes, and in which order pieces of the context are folded.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "scratch.hpp"
+
+namespace draftsmith {
+namespace {
+
+constexpr size_t kRowsPerUnit = 32;   // query rows that share the reading of a piece, where there are many
+constexpr size_t kUnitsPerWorker = 8; // with fewer, the last one to finish makes the others wait
+
+size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
+size_t pieces_of(size_t positions) { return divide_up(positions, kPiecePositions); }
+
+// Keys and values of one token and head, as 8-bit codes (see attention_int8.hpp).
+void store_int8(const Kernels& kernels, const float* key, const float* value, uint8_t* keys, uint8_t* values, size_t lane, size_t d) {
+    int8_t codes[kMaxHeadDim];
+    auto* key_scales = reinterpret_cast<uint16_t*>(keys);
+    float scales[16] = {};
+    for (size_t i = 0; i < d; i += kGroup) scales[i / kGroup] = kernels.store_codes(key + i, codes + i, std::min<size_t>(kGroup, d - i));
+    uint16_t halves[16];
+    kernels.store_half(scales, halves, 16);
+    for (size_t g = 0; g < divide_up(d, kGroup); ++g) key_scales[g * kBlockPositions + lane] = halves[g];
+    uint8_t* at = keys + int8_key_scales(static_cast<int>(d)) + lane * 4;
+    for (size_t i = 0; i < d; ++i) at[i / 4 * kBlockPositions * 4 + i % 4] = static_cast<uint8_t>(codes[i]) ^ 0x80;
+    scales[0] = kernels.store_codes(value, codes, d);
+    kernels.store_half(scales, halves, 16);
+    reinterpret_cast<uint16_t*>(values)[lane] = halves[0];
+    at = values + int8_value_scales() + lane / 4 * d * 4 + lane % 4;
+    for (size_t i = 0; i < d; ++i) at[i * 4] = static_cast<uint8_t>(codes[i]);
+}
+
+}  // namespace
+
+void Model::rotate_and_store(Worker& worker, const Pass& pass, const Layer& layer, size_t layer_index) {
+    const size_t d = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
+    const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
+    const float query_scale = 1.0f / std::sqrt(static_cast<float>(d));
+    worker.for_chunks(pass.rows.size() * shape_.kv_heads, 1, [&](size_t unit, size_t) {
+        const size_t row = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
+        const size_t position = pass.rows[row].position, block = position / kBlockPositions, lane = position % kBlockPositions;
+        const KVCache& cache = *pass.segments[pass.rows[row].segment].cache;
+        const float* cos = cos_.data() + position * d / 2;
+        const float* sin = sin_.data() + position * d / 2;
+        float* base = scratch_->qkv + row * stride;
+        for (size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+            float* query = base + h * d;
+            if (layer.q_norm) kernels_.rms_norm(query, layer.q_norm.data, query, d, shape_.norm_eps);
+            kernels_.rope(query, cos, sin, d, query_scale);
+            if (shape_.cache_type != CacheType::int8) continue;
+            alignas(64) float padded[kMaxHeadDim] = {};
+            std::memcpy(padded, query, d * sizeof(float));
+            kernels_.quantise(padded, Scratch::query_cols(shape_), scratch_->quant_queries(shape_), row * shape_.heads + h, 0);
+        }
+        float* key = base + layer.q.rows + kv_head * d;
+        const float* value = base + layer.q.rows + layer.k.rows + kv_head * d;
+        if (layer.k_norm) kernels_.rms_norm(key, layer.k_norm.data, key, d, shape_.norm_eps);
+        kernels_.rope(key, cos, sin, d, 1.0f);
+        uint8_t* keys = cache.keys(layer_index, kv_head, block);
+        uint8_t* values = cache.values(layer_index, kv_head, block);
+        if (shape_.cache_type == CacheType::int8) {
+            store_int8(kernels_, key, value, keys, values, lane, d);
+        } else if (shape_.cache_type == CacheType::full) {
+            for (size_t i = 0; i < d; ++i) reinterpret_cast<float*>(keys)[i * kBlockPositions + lane] = key[i];
+            std::memcpy(reinterpret_cast<float*>(values) + lane * d, value, d * 4);
+        } else {
+            uint16_t halves[kMaxHeadDim];
+            kernels_.store_half(key, halves, d);
+            for (size_t i = 0; i < d; ++i) reinterpret_cast<uint16_t*>(keys)[i * kBlockPositions + lane] = halves[i];
+            kernels_.store_half(value, reinterpret_cast<uint16_t*>(values) + lane * d, d);
+        }
+    });
+}
+
+Model::AttentionPlan Model::plan_attention(const Pass& pass) {
+    const size_t group = shape_.heads / shape_.kv_heads, enough = kUnitsPerWorker * static_cast<size_t>(team_->size());
+    size_t few = 0, many = 0, parts = 0, slots = 0, counters = 0;
+    for (const Segment& s : pass.segments) {
+        const size_t rows = s.count * group, pieces = pieces_of(pass.rows[s.first_row].position + s.count);
+        few += divide_up(rows, kRowsPerUnit) * shape_.kv_heads;
+        many += divide_up(rows, kAttentionRows) * shape_.kv_heads;
+        parts += divide_up(rows, kAttentionRows) * shape_.kv_heads * pieces;
+        slots += rows * shape_.kv_heads * pieces;
+        counters += divide_up(rows, kAttentionRows) * shape_.kv_heads;
+    }
+    if (few >= enough) return {kRowsPerUnit, few, false};
+    if (many >= enough || parts == many || team_->size() == 1) return {kAttentionRows, many, false};
+    Partials& p = scratch_->partials;
+    if (p.maxima.size() < slots) {
+        p.maxima.resize(slots * 2);
+        p.sums.resize(slots * 2);
+        p.vectors.resize(slots * 2 * shape_.head_dim);
+    }
+    if (p.done.size() < counters) p.done = std::vector<std::atomic<uint32_t>>(counters);
+    for (auto& done : p.done) done.store(0, std::memory_order_relaxed);
+    return {kAttentionRows, parts, true};
+}
+
+// Units in the order: segment, piece (if by pieces), rows, key-value head.
+Model::AttentionUnit Model::find_unit(const Pass& pass, const AttentionPlan& plan, size_t index) const {
+    const size_t group = shape_.heads / shape_.kv_heads, heads = shape_.kv_heads;
+    size_t slot = 0, counter = 0;
+    for (const Segment& s : pass.segments) {
+        const size_t rows = s.count * group, chunks = divide_up(rows, plan.rows_per_unit), pieces = pieces_of(pass.rows[s.first_row].position + s.count);
+        const size_t units = chunks * heads * (plan.by_pieces ? pieces : 1);
+        if (index < units) {
+            const size_t head = index % heads, chunk = index / heads % chunks, piece = index / heads / chunks;
+            const size_t first = chunk * plan.rows_per_unit, count = std::min(plan.rows_per_unit, rows - first);
+            const size_t own_slot = slot + (head * rows + first) * pieces, own_counter = counter + head * chunks + chunk;
+            if (plan.by_pieces) return {&s, head, first, count, piece, piece + 1, own_slot, own_counter};
+            return {&s, head, first, count, 0, pieces, own_slot, own_counter};
+        }
+        index -= units;
+        slot += rows * heads * pieces;
+        counter += chunks * heads;
+    }
+    return {};
+}
+
+void Model::attend(Worker& worker, const Pass& pass, const AttentionPlan& plan, const Layer& layer, size_t layer_index) {
+    worker.for_chunks(plan.units, 1, [&](size_t index, size_t) {
+        const AttentionUnit unit = find_unit(pass, plan, index);
+        if (plan.by_pieces) attend_part(pass, layer, layer_index, unit);
+        else attend_whole(pass, layer, layer_index, unit);
+    });
+}
+
+// Row i of a unit (row = token x group + head within the group) and the positions from <= p < to that it sees.
+Model::RowWindow Model::row_window(const Pass& pass, const Layer& layer, const AttentionUnit& unit, size_t i) const {
+    const size_t group = shape_.heads / shape_.kv_heads, d = shape_.head_dim;
+    const size_t row = unit.segment->first_row + (unit.first + i) / group, head = unit.kv_head * group + (unit.first + i) % group;
+    const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows, to = pass.rows[row].position + 1;
+    return {scratch_->qkv + row * stride + head * d, row, head, layer.window && to > layer.window ? to - layer.window : 0, to};
+}
+
+// Rows begin <= i < end of a unit, at most kAttentionRows, over one piece. Rows that see nothing of it are left out; who[]
+// says which are in. Returns their number.
+size_t Model::attend_piece(const Pass& pass, const Layer& layer, size_t layer_index, const AttentionUnit& unit, size_t piece, size_t begin, size_t end,
+                           float* const* out, float* maxima, float* sums, size_t* who) {
+    const size_t start = piece * kPiecePositions;
+    const float* queries[kAttentionRows];
+    const QuantGroup* codes[kAttentionRows];
+    float* outs[kAttentionRows];
+    int firsts[kAttentionRows], lasts[kAttentionRows];
+    size_t rows = 0, furthest = 0;
+    for (size_t i = begin; i < end; ++i) {
+        const RowWindow w = row_window(pass, layer, unit, i);
+        if (w.to <= start || w.from >= start + kPiecePositions) continue;
+        who[rows] = i;
+        queries[rows] = w.query;
+        if (shape_.cache_type == CacheType::int8) codes[rows] = scratch_->quant_queries(shape_).at(w.row * shape_.heads + w.head, 0);
+        outs[rows] = out[i - begin];
+        firsts[rows] = static_cast<int>(w.from > start ? w.from - start : 0);
+        lasts[rows] = static_cast<int>(std::min<size_t>(w.to - start, kPiecePositions));
+        furthest = std::max(furthest, w.to);
+        ++rows;
+    }
+    if (rows == 0) return 0;
+    const uint8_t* keys[kPieceBlocks];
+    const uint8_t* values[kPieceBlocks];
+    const size_t first_block = piece * kPieceBlocks, last_block = std::min<size_t>(first_block + kPieceBlocks, divide_up(furthest, kBlockPositions));
+    for (size_t block = first_block; block < last_block; ++block) {
+        keys[block - first_block] = unit.segment->cache->keys(layer_index, unit.kv_head, block);
+        values[block - first_block] = unit.segment->cache->values(layer_index, unit.kv_head, block);
+    }
+    kernels_.attend[static_cast<int>(shape_.cache_type)](
+        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values});
+    return rows;
+}
+
+// Some rows over all they see: the pieces are folded as they come.
+void Model::attend_whole(const Pass& pass, const Layer& layer, size_t layer_index, const AttentionUnit& unit) {
+    struct State { bool fresh = true; float max, sum; alignas(64) float vector[kMaxHeadDim]; };
+    State state[kRowsPerUnit];
+    alignas(64) float partial[kAttentionRows][kMaxHeadDim];
+    float* outs[kAttentionRows];
+    for (int r = 0; r < kAttentionRows; ++r) outs[r] = partial[r];
+    const size_t d = shape_.head_dim;
+    for (size_t piece = unit.first_piece; piece < unit.last_piece; ++piece) {
+        for (size_t begin = 0; begin < unit.count; begin += kAttentionRows) {
+            float maxima[kAttentionRows], sums[kAttentionRows];
+            size_t who[kAttentionRows];
+            const size_t end = std::min<size_t>(begin + kAttentionRows, unit.count);
+            const size_t rows = attend_piece(pass, layer, layer_index, unit, piece, begin, end, outs, maxima, sums, who);
+            for (size_t r = 0; r < rows; ++r) {
+                State& s = state[who[r]];
+                const float* vector = outs[who[r] - begin];
+                if (s.fresh) {
+                    s.fresh = false;
+                    s.max = maxima[r];
+                    s.sum = sums[r];
+                    std::memcpy(s.vector, vector, d * sizeof(float));
+                } else {
+                    kernels_.attention_fold(&s.max, &s.sum, s.vector, maxima[r], sums[r], vector, d);
+                }
+            }
+        }
+    }
+    for (size_t i = 0; i < unit.count; ++i) {
+        const RowWindow w = row_window(pass, layer, unit, i);
+        kernels_.attention_finish(state[i].vector, state[i].sum, scratch_->attention + (w.row * shape_.heads + w.head) * d, d);
+    }
+}
+
+// Some rows over one piece; whoever does the last piece of these rows folds all, in their order.
+void Model::attend_part(const Pass& pass, const Layer& layer, size_t layer_index, const AttentionUnit& unit) {
+    Partials& p = scratch_->partials;
+    const size_t d = shape_.head_dim, pieces = pieces_of(pass.rows[unit.segment->first_row].position + unit.segment->count);
+    float* outs[kAttentionRows];
+    float maxima[kAttentionRows], sums[kAttentionRows];
+    size_t who[kAttentionRows];
+    for (size_t i = 0; i < unit.count; ++i) outs[i] = p.vectors.data() + (unit.slot + i * pieces + unit.first_piece) * d;
+    const size_t rows = attend_piece(pass, layer, layer_index, unit, unit.first_piece, 0, unit.count, outs, maxima, sums, who);
+    for (size_t r = 0; r < rows; ++r) {
+        p.maxima[unit.slot + who[r] * pieces + unit.first_piece] = maxima[r];
+        p.sums[unit.slot + who[r] * pieces + unit.first_piece] = sums[r];
+    }
+    if (p.done[unit.counter].fetch_add(1, std::memory_order_acq_rel) + 1 < pieces) return;
+    p.done[unit.counter].store(0, std::memory_order_relaxed);  // for the next layer, which begins after a barrier
+    for (size_t i = 0; i < unit.count; ++i) {
+        const RowWindow w = row_window(pass, layer, unit, i);
+        const size_t first = w.from / kPiecePositions, last = (w.to - 1) / kPiecePositions, slot = unit.slot + i * pieces;
+        float max = p.maxima[slot + first], sum = p.sums[slot + first];
+        float* vector = p.vectors.data() + (slot + first) * d;
+        for (size_t piece = first + 1; piece <= last; ++piece) {
+            kernels_.attention_fold(&max, &sum, vector, p.maxima[slot + piece], p.sums[slot + piece], p.vectors.data() + (slot + piece) * d, d);
+        }
+        kernels_.attention_finish(vector, sum, scratch_->attention + (w.row * shape_.heads + w.head) * d, d);
+    }
+}
+
+}  // namespace draftsmith
