@@ -121,8 +121,8 @@ def test_a_torch_dtype_is_taken_without_importing_torch() -> None:
     ("arguments", "sentence"),
     [
         ({"task": "fill-mask"}, "the task is 'fill-mask'; draftsmith has 'text-generation' only"),
-        ({"device_map": "cuda"}, """device_map is 'cuda'; this backend runs on the processor, use "auto" or "cpu\""""),
-        ({"device": 0}, """device is 0; this backend runs on the processor, use "auto" or "cpu\""""),
+        ({"device": "cpu", "device_map": "cuda"}, "device 'cpu' and device_map 'cuda' name several places; give one"),
+        ({"device_map": {"": 0, "lm_head": "disk"}}, "device None and device_map {'': 0, 'lm_head': 'disk'} name"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit and load_in_8bit contradict each other"),
         (
             {"dtype": "float16", "torch_dtype": "bfloat16"},

@@ -45,8 +45,10 @@ def pipeline(
     """Load a model and return what turns prompts into text.
 
     ``model`` is a path, a hub id or an alias (the default model if not given), ``draft`` a drafter, both as in ``LLM``.
-    ``dtype`` (or ``torch_dtype``) is a name or a torch dtype; ``device_map`` ``"auto"`` or ``"cpu"``. ``model_kwargs``
-    may hold the same arguments as this function. ``options`` go to ``LLM``: threads, max_context, num_draft_tokens ...
+    ``dtype`` (or ``torch_dtype``) is a name or a torch dtype; ``device`` and ``device_map`` name one place: ``"auto"``,
+    ``"cpu"``, ``"cuda"``, a number ... ``load_in_4bit`` is done by the backend that runs the model: blocks of 4 bits on
+    native, bitsandbytes' NF4 on torch. ``model_kwargs`` may hold the same arguments as this function. ``options`` go to
+    ``LLM``: backend, threads, max_context, num_draft_tokens ...
 
     Raises UsageError for what cannot be honoured, and what ``LLM`` raises.
     """
@@ -71,7 +73,7 @@ def pipeline(
         raise UsageError("load_in_4bit and load_in_8bit contradict each other; give one of them")
     if dtype is not None and torch_dtype is not None and _dtype_name(dtype) != _dtype_name(torch_dtype):
         raise UsageError(f"dtype {dtype} and torch_dtype {torch_dtype} contradict each other; give one of them")
-    _check_device(device, device_map)
+    place = _place(device, device_map)
 
     from draftsmith.engine import DEFAULT_TARGET, LLM
 
@@ -81,6 +83,7 @@ def pipeline(
         DEFAULT_TARGET if model is None else model if revision is None else f"{model}@{revision}",
         draft=draft,
         dtype=_dtype_name(torch_dtype if dtype is None else dtype),  # type: ignore[arg-type]  # checked by LLM
+        device=place,
         quantize="4bit" if load_in_4bit else "8bit" if load_in_8bit else None,
         **options,
     )
@@ -179,8 +182,18 @@ def _dtype_name(dtype: object) -> str:
     return "auto" if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def _check_device(device: object, device_map: object) -> None:
-    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    for name, place in (("device", device), *(("device_map", place) for place in places)):
-        if str(place) not in ("None", "auto", "cpu", "-1", "disk"):
-            raise UsageError(f'{name} is {place!r}; this backend runs on the processor, use "auto" or "cpu"')
+def _place(device: object, device_map: object) -> str:
+    """The one place that the arguments of ``transformers`` name, as ``LLM`` calls it. Raises UsageError."""
+    maps = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    places = {_place_name(place) for place in (device, *maps)} - {"auto"}
+    if len(places) > 1:
+        raise UsageError(f"device {device!r} and device_map {device_map!r} name several places; give one, or auto")
+    return places.pop() if places else "auto"
+
+
+def _place_name(place: object) -> str:
+    """``torch.device`` objects and numbers (of CUDA devices, -1 for the processor) alike, without importing torch."""
+    text = str(place)
+    if text.lstrip("-").isdigit():
+        return "cpu" if int(text) < 0 else f"cuda:{text}"
+    return "auto" if place is None or text in ("auto", "balanced", "balanced_low_0", "sequential") else text

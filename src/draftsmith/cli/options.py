@@ -39,7 +39,22 @@ class ModelOptions:
             help="The drafter that guesses ahead: a model with any tokenizer, copies from the text itself, or both.",
         ),
     ] = "auto"
-    backend: Annotated[str, typer.Option(metavar="native", help="The engine that runs the models.")] = "native"
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|native|torch",
+            help="What runs the models; auto takes torch for what native does not run, and on a GPU.",
+        ),
+    ] = "auto"
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="Where the torch backend runs; native runs on the CPU.")
+    ] = "auto"
+    draft_backend: Annotated[
+        str | None, typer.Option(metavar="auto|native|torch", help="The draft model's, if not the target's.")
+    ] = None
+    draft_device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="The draft model's, if not the target's.")
+    ] = None
     dtype: Annotated[
         str,
         typer.Option(metavar="auto|float32|bfloat16|float16", help="Precision of weights that are not quantised."),
@@ -68,6 +83,9 @@ class ModelOptions:
             "target": self.target,
             "draft": self.draft,
             "backend": self.backend,
+            "device": self.device,
+            "draft_backend": self.draft_backend,
+            "draft_device": self.draft_device,
             "dtype": self.dtype,
             "quantize": None if self.quantize == "none" else self.quantize,
             "num_draft_tokens": _draft_length(self.num_draft_tokens),

@@ -11,7 +11,7 @@ from draftsmith.model.memory import available_memory
 from draftsmith.model.protocol import KVCache, Model
 from draftsmith.speculate import DraftSession
 
-__all__ = ["CountedModel", "KVMemory", "Kept", "PrefixCache", "SharedCache", "shared_prefix"]
+__all__ = ["CountedModel", "KVMemory", "Kept", "ModelOnDevice", "PrefixCache", "SharedCache", "shared_prefix"]
 
 _PIECE = 512  # tokens compared at once; lists compare at C speed
 _BLOCK = 64  # positions that are allocated together
@@ -45,6 +45,16 @@ class CountedModel(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class ModelOnDevice(Model, Protocol):
+    """A model that may keep its caches elsewhere than in main memory. The torch backend's do."""
+
+    @property
+    def free_memory(self) -> int | None:
+        """Bytes that are free there; None: it is main memory."""
+        ...
+
+
 class KVMemory:
     """The budget for the caches of a target and its draft model, in bytes; unlimited for models that do not count."""
 
@@ -54,7 +64,7 @@ class KVMemory:
         self._budget, self._capacity, self._with_draft = math.inf, target.max_context, 1.0
         if not isinstance(target, CountedModel):
             return
-        available = available_memory() if budget is None else None
+        available = _free_memory(target) if budget is None else None
         if budget is not None:
             self._budget = budget
         elif available is not None:
@@ -88,6 +98,11 @@ class KVMemory:
         """Bytes that ``count`` tokens more will take, a draft model's cache included."""
         grown = cache.growth(count) if isinstance(cache, SharedCache) else 0
         return grown * (self._with_draft if drafting else 1.0)
+
+
+def _free_memory(target: Model) -> int | None:
+    on_device = target.free_memory if isinstance(target, ModelOnDevice) else None
+    return available_memory() if on_device is None else on_device
 
 
 @dataclass(slots=True)

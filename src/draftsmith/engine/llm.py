@@ -18,7 +18,7 @@ from draftsmith.engine.batch import Engine
 from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
-from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress, no_progress
+from draftsmith.engine.options import DEFAULT_TARGET, Backend, EngineOptions, Progress, no_progress
 from draftsmith.engine.reply import Reply
 from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
@@ -50,7 +50,10 @@ class LLM:
         draft: DraftChoice = "auto",
         *,
         prompt_format: str | None = None,
-        backend: str = "native",
+        backend: Backend = "auto",
+        device: str = "auto",
+        draft_backend: Backend | None = None,
+        draft_device: str | None = None,
         dtype: Dtype = "auto",
         quantize: Quantize | None = None,
         num_draft_tokens: int | Literal["auto"] = "auto",
@@ -64,7 +67,10 @@ class LLM:
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"auto"`` (the
         best that there is for the target; prompt lookup so far), ``"none"`` or None. ``prompt_format``: for ``chat``;
-        None is the model's own template, or else Alpaca. ``quantize``: None, ``"4bit"`` or ``"8bit"``.
+        None is the model's own template, or else Alpaca. ``backend``: ``"native"``, ``"torch"`` or ``"auto"``, which
+        takes torch for what native does not run and where there is a GPU for a Hugging Face folder. ``device``: for
+        torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. ``draft_backend`` and ``draft_device``:
+        those of the draft model, where it is not to run as the target does. ``quantize``: None, ``"4bit"``, ``"8bit"``.
         ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
         the same text as no drafter.
 
@@ -72,6 +78,9 @@ class LLM:
         """
         self._options = EngineOptions(
             backend=backend,
+            device=device,
+            draft_backend=draft_backend,
+            draft_device=draft_device,
             dtype=dtype,
             quantize=quantize,
             num_draft_tokens=num_draft_tokens,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from draftsmith.checkpoint import Checkpoint, open_checkpoint
+from draftsmith.engine.backend import choose_backend, gpu_is_there, require_torch
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
 from draftsmith.model.memory import check_memory
 from draftsmith.model.protocol import Model
@@ -65,11 +66,33 @@ def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_
     Raises HubError, CheckpointError, TokenizerError, OutOfMemory, UsageError; each says what to do.
     """
     from draftsmith.checkpoint.reference import resolve
-    from draftsmith.model.native import NativeModel
-
     name = str(ref)
     resolved = resolve(name, progress=lambda done, total: progress(f"Downloading {name}", done, total))
-    checkpoint = open_checkpoint(resolved.path)
+    if choose_backend(resolved.path, options, gpu_is_there) == "torch":
+        return _load_torch(resolved.path, name, options, progress)
+    return _load_native(resolved.path, name, options, progress)
+
+
+def _load_torch(path: Path, name: str, options: EngineOptions, progress: Progress) -> LoadedModel:
+    require_torch(name)
+    from draftsmith.model.torch_backend import TorchOptions, load_torch_model
+
+    progress(f"Loading {name}", 0, 0)
+    wanted = TorchOptions(
+        dtype=options.dtype,
+        quantize=options.quantize,
+        device=options.device,
+        max_context=options.max_context,
+        threads=options.threads,
+    )
+    model = load_torch_model(path, name, wanted)
+    return LoadedModel(name, model, Tokenizer.from_folder(path) if path.is_dir() else open_checkpoint(path).tokenizer())
+
+
+def _load_native(path: Path, name: str, options: EngineOptions, progress: Progress) -> LoadedModel:
+    from draftsmith.model.native import NativeModel
+
+    checkpoint = open_checkpoint(path)
     check_memory(_weight_bytes(checkpoint, options), f"loading {name}")
     model = NativeModel.load(
         checkpoint,
@@ -99,10 +122,10 @@ def load_drafter(
     if isinstance(draft, str):
         model_ref, plus, free = draft.rpartition("+")
         if plus and model_ref and free in _FREE_IN_A_MIX:
-            loaded = _model_drafter(load_model(model_ref, options, progress), target)
+            loaded = _model_drafter(load_model(model_ref, options.for_draft(), progress), target)
             return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter))
     if isinstance(draft, str | Path):
-        return _model_drafter(load_model(draft, options, progress), target)
+        return _model_drafter(load_model(draft, options.for_draft(), progress), target)
     return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from draftsmith.errors import UsageError
 from draftsmith.model.storage import Dtype, Quantize
 from draftsmith.types import VerificationRule
 
-__all__ = ["DEFAULT_TARGET", "MAX_DRAFT_TOKENS", "EngineOptions", "Progress", "no_progress"]
+__all__ = ["DEFAULT_TARGET", "MAX_DRAFT_TOKENS", "Backend", "EngineOptions", "Progress", "no_progress"]
 
 DEFAULT_TARGET = "smollm2-135m-instruct"
 MAX_DRAFT_TOKENS = 64
 
+Backend = Literal["auto", "native", "torch"]
+
 _CHOICES: dict[str, tuple[object, ...]] = {
-    "backend": ("native",),
+    "backend": ("auto", "native", "torch"),
+    "draft_backend": (None, "auto", "native", "torch"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": (None, "4bit", "8bit"),
     "rule": ("coupled", "rejection"),
@@ -35,10 +38,15 @@ def no_progress(what: str, done: int, total: int) -> None:
 class EngineOptions:
     """The arguments of ``LLM`` that are not models; they mean the same for target and draft.
 
+    ``draft_backend`` and ``draft_device``: where the draft model runs, if not as the target does.
+
     Raises UsageError on construction for values out of range.
     """
 
-    backend: str = "native"
+    backend: Backend = "auto"
+    device: str = "auto"
+    draft_backend: Backend | None = None
+    draft_device: str | None = None
     dtype: Dtype = "auto"
     quantize: Quantize | None = None
     num_draft_tokens: int | Literal["auto"] = "auto"
@@ -58,3 +66,10 @@ class EngineOptions:
         for name, count in (("threads", self.threads), ("max_context", self.max_context)):
             if count is not None and count < 1:
                 raise UsageError(f"{name} is {count}; it must be at least 1")
+
+    def for_draft(self) -> EngineOptions:
+        """The options that the draft model is loaded with."""
+        backend, device = self.draft_backend or self.backend, self.draft_device or self.device
+        if self.draft_backend == "native" and self.draft_device is None:
+            device = "auto"  # the target's may be one that native does not have
+        return replace(self, backend=backend, device=device, draft_backend=None, draft_device=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from draftsmith.engine import LLM, DraftChoice, LoadedModel, Progress
+from draftsmith.engine import LLM, DraftChoice, EngineOptions, LoadedModel, Progress
 from draftsmith.engine.options import no_progress
 from draftsmith.errors import UsageError
 from draftsmith.measure.recording import RecordingModel
@@ -78,7 +78,7 @@ def load_pair(
     plain = LLM(shared, "none", progress=progress, **common)
     draft_model: RecordingModel | None = None
     if isinstance(draft, str | Path) and str(draft) not in NOT_MODELS and not str(draft).endswith(MIXES):
-        draft = LLM(draft, "none", progress=progress, **common).target
+        draft = LLM(draft, "none", progress=progress, **_of_draft(common)).target
     if isinstance(draft, LoadedModel):
         _touch(draft.model)
         draft_model = RecordingModel(draft.model)
@@ -86,6 +86,14 @@ def load_pair(
     speculative = LLM(shared, draft, progress=progress, **options)
     memory = Memory(before, with_target, resident_bytes())
     return Pair(plain, speculative, recorded, draft_model, memory, {**options, "draft": speculative.drafter_name})
+
+
+def _of_draft(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``LLM`` that load the draft model where it is to run."""
+    places = {name: options[name] for name in ("backend", "device", "draft_backend", "draft_device") if name in options}
+    draft = EngineOptions(**places).for_draft()
+    rest = {name: value for name, value in options.items() if name not in places}
+    return {**rest, "backend": draft.backend, "device": draft.device}
 
 
 def _touch(model: Model) -> None:

@@ -1,0 +1,197 @@
+"""Keys and values of one sequence, for the models of ``transformers``: a cache that can be cut back to any length.
+
+Every attention layer keeps all its keys and values, sliding layers too: the model's own masks hide what lies outside
+their windows. So forgetting tokens is a change of one number, and exact, where a cache that has thrown away what left
+the window could not go back.
+
+Shape legend: H key/value heads, P positions, T new tokens, D size of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from draftsmith.errors import UnsupportedModel
+
+__all__ = ["GrowingLayer", "TorchCache", "layer_kinds"]
+
+BLOCK = 64  # positions that are allocated together
+GROWTH = 1.5  # room is made for this many times what is needed, so that copying stays a small part of the work
+
+
+class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's keys and values in buffers [1, H, P, D] that grow up to ``capacity``; the first ``length`` count."""
+
+    is_croppable = True
+
+    def __init__(self, capacity: int, *, sliding: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.capacity = capacity
+        self.length = 0
+        self.is_sliding = sliding
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Called with the first states; fixes dtype, device and sizes. They may differ from layer to layer."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append [1, H, T, D]; returns all that is held, [1, H, length, D]."""
+        del args, kwargs
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin, end = self.length, self.length + key_states.shape[2]
+        keys, values = self._with_room(end)
+        keys[:, :, begin:end] = key_states
+        values[:, :, begin:end] = value_states
+        self.length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """What the model's masks are made for: (positions, the first of them)."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.length
+
+    def get_max_length(self) -> int:
+        """Tokens that fit."""
+        return self.capacity
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are allocated."""
+        tensors = (self.keys, self.values) if self.is_initialized else ()
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def copy(self, length: int) -> GrowingLayer:
+        """Another layer with the first ``length`` tokens."""
+        other = GrowingLayer(self.capacity, sliding=self.is_sliding)
+        if self.is_initialized and self.keys is not None and self.values is not None:
+            other.lazy_initialization(self.keys, self.values)
+            if length:
+                other.update(self.keys[:, :, :length], self.values[:, :, :length])
+        return other
+
+    def _with_room(self, needed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with space for ``needed`` positions."""
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            raise RuntimeError("the layer was not initialised")
+        if keys.shape[2] < needed:
+            size = allocated(needed, self.capacity)
+            keys, values = (_grown(old, size, self.length) for old in (keys, values))
+            self.keys, self.values = keys, values
+        return keys, values
+
+
+def allocated(needed: int, capacity: int) -> int:
+    """How many positions are allocated when ``needed`` are: more, in whole blocks, but never above ``capacity``."""
+    return min(max(capacity, needed), -(-int(needed * GROWTH) // BLOCK) * BLOCK)
+
+
+def _grown(old: torch.Tensor, size: int, length: int) -> torch.Tensor:
+    new = old.new_empty((*old.shape[:2], size, old.shape[3]))
+    new[:, :, :length] = old[:, :, :length]
+    return new
+
+
+def layer_kinds(config: Any, name: str) -> tuple[bool | None, ...]:
+    """For every layer, whether it slides; None for one that keeps nothing of its own.
+
+    Raises UnsupportedModel for models with a recurrent or compressed state: it holds all tokens in one sum, so rejected
+    ones cannot be taken out of it.
+    """
+    known = {DynamicLayer: False, DynamicSlidingWindowLayer: True, DummyLayer: None}
+    try:
+        layers = DynamicCache(config=config).layers
+    except KeyError as error:  # a type of layer that registers itself with its model's own cache
+        raise _cannot_forget(name, str(error).strip("'")) from None
+    for layer in layers:
+        if type(layer) not in known:
+            raise _cannot_forget(name, type(layer).__name__)
+    return tuple(known[type(layer)] for layer in layers)
+
+
+def _cannot_forget(name: str, kind: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{name} has layers with a state that cannot forget single tokens ({kind}), so it can be neither checked "
+        "against a draft nor cut back; take a model whose layers are all full or sliding attention"
+    )
+
+
+class TorchCache:
+    """See ``protocol.KVCache``; also ``SharedCache`` of the engine. Make one with ``TorchModel.new_cache``."""
+
+    def __init__(self, kinds: tuple[bool | None, ...], capacity: int) -> None:
+        self._kinds = kinds
+        self._capacity = capacity
+        self._set([_dummy() if kind is None else GrowingLayer(capacity, sliding=kind) for kind in kinds])
+
+    def _set(self, layers: list[Any]) -> None:
+        self.states = Cache(layers=layers)  # what the model reads and writes
+        self._layers = [layer for layer in layers if isinstance(layer, GrowingLayer)]
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self._layers[0].length
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return self._capacity
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all layers hold the same tokens: false when a model leaves layers out of its cache."""
+        return all(layer.length == self.length for layer in self._layers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are allocated."""
+        return sum(layer.num_bytes for layer in self._layers)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position ``length`` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} tokens cannot be cut to {length}")
+        self.reset_length(length)
+
+    def reset_length(self, length: int) -> None:
+        """Like ``truncate``, after a forward that failed in some layer: others may hold more."""
+        for layer in self._layers:
+            layer.length = min(layer.length, length)
+
+    def fork(self, length: int) -> TorchCache:
+        """Another cache with a copy of the first ``length`` tokens."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} tokens has no first {length}")
+        other = TorchCache(self._kinds, self._capacity)
+        other._set([layer.copy(length) if isinstance(layer, GrowingLayer) else layer for layer in self.states.layers])
+        return other
+
+    def growth(self, count: int) -> int:
+        """Bytes that it takes to append ``count`` tokens to a cache that has held some; 0 for a fresh one."""
+        needed = self.length + count
+        return sum(_growth(layer, needed) for layer in self._layers)
+
+
+def _dummy() -> DummyLayer:
+    return DummyLayer()  # type: ignore[no-untyped-call]
+
+
+def _growth(layer: GrowingLayer, needed: int) -> int:
+    if layer.keys is None or layer.values is None or layer.keys.shape[2] >= needed:
+        return 0
+    positions = allocated(needed, layer.capacity) - layer.keys.shape[2]
+    row = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layer.keys, layer.values))
+    return positions * row

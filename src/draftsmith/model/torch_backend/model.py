@@ -1,0 +1,145 @@
+"""A causal language model of ``transformers`` behind the Model protocol."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
+from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.model.torch_backend.cache import BLOCK, TorchCache, layer_kinds
+
+__all__ = ["TorchModel"]
+
+MAX_ROWS = 2048  # tokens that go through the model at once: attention masks grow with their product with the context
+
+
+class TorchModel:
+    """Runs are computed one after another, so what a sequence gets does not depend on the batch.
+
+    It depends, in the last bits, on how many tokens are read at once: ``docs/backends.md`` says what follows from that.
+    """
+
+    def __init__(self, module: Any, *, max_context: int, name: str = "the model") -> None:
+        """``module``: a ``transformers`` causal language model, ready to run where it is to stay.
+
+        Raises UnsupportedModel when its layers cannot forget tokens, or it does not use the cache it is given.
+        """
+        self.module = module
+        self.name = name
+        self._max_context = max_context
+        self._kinds = layer_kinds(module.config, name)
+        inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
+        if getattr(module, "_is_stateful", False) or outputs is None or all(kind is None for kind in self._kinds):
+            raise UnsupportedModel(f"{name} has no keys and values that can be cut back; take another model")
+        self.device: torch.device = inputs.weight.device
+        self.dtype: torch.dtype = module.dtype
+        self._num_ids = int(inputs.weight.shape[0])
+        self._vocab_size = int(getattr(outputs, "out_features", 0) or outputs.weight.shape[0])
+        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
+        self._bytes_per_position = self._try_one_token()
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the rows of logits."""
+        return self._vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Largest number of tokens in a cache."""
+        return self._max_context
+
+    @property
+    def free_memory(self) -> int | None:
+        """Bytes that are free where the first layer is; None where that cannot be told (then it is main memory)."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+    @property
+    def cache_bytes_in_use(self) -> int:
+        """Bytes of all caches of this model that are alive."""
+        return sum(cache.num_bytes for cache in self._caches)
+
+    def cache_bytes(self, positions: int) -> int:
+        """Bytes that a cache of so many tokens takes, without the room that is kept for more."""
+        return -(-positions // BLOCK) * BLOCK * self._bytes_per_position
+
+    def new_cache(self, capacity: int | None = None) -> TorchCache:
+        """An empty cache for one sequence; its memory is taken as it fills."""
+        size = self._max_context if capacity is None else capacity
+        if not 1 <= size <= self._max_context:
+            raise UsageError(f"a cache of {size} tokens was asked for; the model's context is {self._max_context}")
+        return self._registered(TorchCache(self._kinds, size))
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        """Append every run to its cache; see ``protocol.Model.forward``.
+
+        Raises OutOfMemory when there is no room; then no cache has changed.
+        """
+        caches = [self._checked(run) for run in runs]
+        if len({id(cache) for cache in caches}) < len(caches):
+            raise ValueError("two runs of one forward share a cache")
+        lengths = [cache.length for cache in caches]
+        try:
+            return [self._read(run, cache) for run, cache in zip(runs, caches, strict=True)]
+        except BaseException as error:
+            for cache, length in zip(caches, lengths, strict=True):
+                cache.reset_length(length)
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+                raise OutOfMemory(
+                    f"{self.device} has not enough memory for a step of {self.name}; shorten the context or quantise"
+                ) from None
+            raise
+
+    def _checked(self, run: TokenRun) -> TorchCache:
+        """The run's cache. Raises ValueError or TypeError when the run cannot be read."""
+        cache, count = run.cache, len(run.token_ids)
+        if not isinstance(cache, TorchCache):
+            raise TypeError(f"the cache of a run is a {type(cache).__name__}; make it with this model's new_cache()")
+        self._registered(cache)
+        if count < 1 or cache.length + count > cache.capacity:
+            raise ValueError(f"a run of {count} tokens does not fit a cache with {cache.length} of {cache.capacity}")
+        if not 0 <= run.num_logits <= count or not 1 <= (run.vocab_limit or 1) <= self._vocab_size:
+            raise ValueError(f"{run.num_logits} rows of {run.vocab_limit} entries cannot be had of {count} tokens")
+        if min(run.token_ids) < 0 or max(run.token_ids) >= self._num_ids:
+            raise ValueError(f"a token id is outside the vocabulary of {self._num_ids} ids")
+        return cache
+
+    def _read(self, run: TokenRun, cache: TorchCache) -> Logits:
+        """float32 [R, vocab_limit or V]; a long run goes through in parts, of which the last has the rows."""
+        ids = list(run.token_ids)
+        last = max(run.num_logits, (len(ids) - 1) % MAX_ROWS + 1)
+        for begin in range(0, len(ids) - last, MAX_ROWS):
+            self._step(ids[begin : min(begin + MAX_ROWS, len(ids) - last)], cache, 1)
+        rows = self._step(ids[len(ids) - last :], cache, max(1, run.num_logits))
+        rows = rows[rows.shape[0] - run.num_logits :, : run.vocab_limit]
+        return np.asarray(rows.float().cpu().numpy(), np.float32)
+
+    @torch.inference_mode()
+    def _step(self, ids: list[int], cache: TorchCache, rows: int) -> torch.Tensor:
+        """[rows, V] on the device."""
+        options = {"logits_to_keep": rows} if self._keeps_logits else {}
+        given = torch.tensor([ids], device=self.device)
+        output = self.module(input_ids=given, past_key_values=cache.states, use_cache=True, **options)
+        logits: torch.Tensor = output.logits[0, -rows:]
+        return logits
+
+    def _registered(self, cache: TorchCache) -> TorchCache:
+        """Count its bytes among this model's; forks come here with their first run."""
+        self._caches.add(cache)
+        return cache
+
+    def _try_one_token(self) -> int:
+        """Read one token, so that what cannot run is told now. Returns the bytes that its keys and values take."""
+        cache = TorchCache(self._kinds, 1)
+        rows = self._step([0], cache, 1)
+        if cache.length != 1 or not cache.is_whole:
+            raise UnsupportedModel(f"{self.name} keeps its keys and values in a way of its own; take another model")
+        if rows.shape[1] != self._vocab_size:
+            self._vocab_size = int(rows.shape[1])
+        return cache.num_bytes
