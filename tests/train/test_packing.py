@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from draftsmith.train.encode import Document
 from draftsmith.train.models import load_learner
 from draftsmith.train.objectives import CrossEntropy, hidden_states, runs_of
-from draftsmith.train.packing import pack, plan_bins
+from draftsmith.train.packing import pack, plan_bins, spread
 from draftsmith.train.store import StoreWriter, TokenStore
 from tests.support.tiny import tiny_folder
 from tests.support.training import random_store
@@ -129,3 +129,27 @@ def test_sliding_windows_hold_within_documents(tmp_path: Path) -> None:
         assert torch.allclose(
             ours, expected[torch.from_numpy(np.flatnonzero(store.document(number).mask) - 1)], atol=1e-4
         )
+
+
+def test_positions_are_spread_over_a_longer_context(store: TokenStore) -> None:
+    """Two runs a document, from 0, within the context; all distances occur, and the seed decides."""
+    batch = pack(store, range(9))
+    farthest = []
+    for seed in range(200):
+        wide = spread(batch, 1000, (seed, 0, 0))
+        assert wide.ids is batch.ids
+        start = 0
+        for length in batch.lengths:
+            positions = wide.positions[start : start + length]
+            steps = np.diff(positions)
+            assert positions[0] == 0
+            assert (steps > 1).sum() <= 1
+            assert (steps >= 1).all()
+            assert positions[-1] < 1000
+            farthest.append(int(positions[-1]))
+            start += length
+    assert min(farthest) < 60
+    assert max(farthest) > 990
+    again = spread(batch, 1000, (3, 0, 0)).positions
+    assert (again == spread(batch, 1000, (3, 0, 0)).positions).all()
+    assert (spread(batch, 20, (3, 0, 0)).positions <= batch.positions.max()).all()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from draftsmith.cli import main
 from draftsmith.engine import LLM
@@ -22,6 +24,7 @@ model = "tiny"
 data = "doc.txt"
 max_context = 1024
 rope_theta = 50000.0
+position_skips = true
 max_length = 600
 batch_tokens = 600
 steps = 2
@@ -109,6 +112,7 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     # none of the unfinished work is left
     assert sorted(path.name for path in (place / "out").iterdir()) == sorted(stages)
     check_record(json.loads((place / "out/sft/stage.json").read_text()))
+    assert (place / "out/sft/curves.png").read_bytes().startswith(b"\x89PNG")
     # what was made can be used: the last model writes, and a draft of its family speeds the target up or not
     llm = LLM(str(place / "out/dpo"), str(place / "out/online"), threads=1)
     assert llm.prompt_format.encode([Message("user", "a")]).text == "### Input:\na\n\n### Response:\n"
@@ -119,6 +123,19 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "r.toml"]) == 0
     assert "sft: done before" in capsys.readouterr().err
     assert (place / "out/sft/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_context_can_be_extended_without_training(place: Path) -> None:
+    """steps = 0: other positions, the same weights; nothing else may have no steps or no data."""
+    command = ["train", "r.toml", "--stage", "extend", "extend.steps=0", "extend.data=[]"]
+    assert main(command) == 0
+    made, parent = place / "out/extend", place / "tiny"
+    config = json.loads((made / "config.json").read_text())
+    assert (config["rope_theta"], config["max_position_embeddings"]) == (50000.0, 1024)
+    new, old = (load_file(folder / "model.safetensors") for folder in (made, parent))
+    assert all(torch.equal(new[name].float(), old[name].bfloat16().float()) for name in old)
+    assert main(["train", "r.toml", "--stage", "sft", "sft.steps=0"]) == 2
+    assert main(["train", "r.toml", "--stage", "extend", "extend.data=[]"]) == 2
 
 
 def check_record(record: dict[str, Any]) -> None:

@@ -41,7 +41,8 @@ def train(
     """Make a draft (or any model) as a recipe says.
 
     Each stage makes a folder below the recipe's output. What is finished is not done again, and what was interrupted
-    goes on from its last checkpoint. Needs the extra train: pip install 'draftsmith[train]'.
+    goes on from its last checkpoint. Started by torchrun, several processes or GPUs share the work. Needs the extra
+    train: pip install 'draftsmith[train]'.
     """
     tolerate_encodings()
     from draftsmith.train.recipe import read_recipe
@@ -52,10 +53,11 @@ def train(
         return
     _need_torch()
     from draftsmith.train.runner import Reporter, run_recipe
+    from draftsmith.train.world import world
 
     records = run_recipe(read, Reporter(tell=_tell, progress=_progress), only=stage)
-    if json_output:
-        chosen = ("kind", "metrics", "data", "seconds")
+    if json_output and world().first:
+        chosen = ("kind", "metrics", "speed", "data", "seconds")
         stages = {name: {key: record.get(key) for key in chosen} for name, record in records.items()}
         sys.stdout.write(json.dumps({"output": str(read.output), "stages": stages}) + "\n")
 
@@ -86,8 +88,17 @@ def _progress(name: str, record: Mapping[str, float]) -> None:
     ):
         if key in record:
             parts.append(f"{label} {record[key]:.3f}")
-    parts += [f"{record['tokens_per_s']:.0f} tokens/s", f"{record['eta_s']:.0f} s left"]
+    speed = f"{record['tokens_per_s']:.0f} tokens/s, {record['share_of_peak']:.1%} of peak"
+    parts += [speed, f"{_duration(record['eta_s'])} left"]
     _tell(" · ".join(parts))
+
+
+def _duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _audit(recipe: Recipe, only: str | None, count: int, terminal: Terminal) -> None:

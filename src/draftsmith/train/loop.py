@@ -1,7 +1,8 @@
 """The loop that all learning stages share.
 
 A run is a function of the model, the data and the settings: on a CPU, a run that was killed and went on has the same
-losses and weights, to the bit, as one that was not.
+losses and weights, to the bit, as one that was not. Several processes (``world``) share the micro-batches of each step
+and compute what one would, but for the order of the sums.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
-from draftsmith.errors import DraftsmithError
+from draftsmith.errors import DraftsmithError, UsageError
+from draftsmith.train.flops import Speed, step_flops
 from draftsmith.train.objectives import Objective
-from draftsmith.train.packing import Bins, PackedBatch, pack, plan_bins
+from draftsmith.train.packing import Bins, PackedBatch, pack, plan_bins, spread
 from draftsmith.train.schema import TrainingStage
 from draftsmith.train.snapshots import Position, load_newest, save_snapshot
 from draftsmith.train.store import TokenStore
+from draftsmith.train.world import Shared, World, share_out, whole, world
 
 __all__ = ["Evaluate", "Run", "autocast", "learning_rate_at", "planned_steps", "train"]
 
@@ -35,7 +37,9 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 class Run:
     """One training run. ``folder`` holds checkpoints and metrics.jsonl; ``settings_key`` names settings and data.
 
-    ``evaluate`` is called every ``eval_every`` steps and at the end. ``tell`` takes a metrics record for people.
+    ``evaluate`` is called every ``eval_every`` steps and at the end. ``tell`` takes a metrics record for people, with
+    speed and time left. ``saved`` is called after each checkpoint. ``spread_to``: a context over which positions are
+    spread at random (``packing.spread``).
     """
 
     stage: TrainingStage
@@ -46,43 +50,59 @@ class Run:
     settings_key: str
     evaluate: Evaluate
     tell: Callable[[Mapping[str, float]], None]
+    device: torch.device = torch.device("cpu")
+    saved: Callable[[], None] = lambda: None
+    spread_to: int | None = None
 
 
 def train(run: Run) -> dict[str, float]:
     """Train to the end, from the newest checkpoint if there is one; the metrics of the last step and evaluation.
 
-    ``run.model`` is modified. Raises DiskFull, CheckpointError, and DraftsmithError when the loss is no number.
+    ``run.model`` is modified, and with several processes left split among them. Raises DiskFull, CheckpointError,
+    UsageError when the processes cannot share a step evenly, and DraftsmithError when the loss is no number.
     """
-    stage, model = run.stage, run.model
+    stage, model, own = run.stage, run.model, world()
+    if stage.gradient_accumulation % own.size:
+        raise UsageError(
+            f"stage.{stage.name}.gradient_accumulation is {stage.gradient_accumulation}, and {own.size} processes share "
+            f"the micro-batches of a step; make it a multiple of {own.size}"
+        )
     steps = planned_steps(run.stage, run.store)
-    optimizer = _optimizer(model, stage)
+    shared = share_out(model, run.device, own.size)
+    optimizer = _optimizer(model, stage, run.device)
     position = load_newest(run.folder, model, optimizer, run.settings_key)
     metrics = run.folder / "metrics.jsonl"
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with metrics.open("ab") as file:  # what was written after the checkpoint will be written again
-        file.truncate(position.metrics_bytes)
+    own.wait()
+    if own.first:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with metrics.open("ab") as file:  # what was written after the checkpoint will be written again
+            file.truncate(position.metrics_bytes)
     if stage.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()  # the first is the name since transformers 5.20
     model.train()
-    began, first, last = time.perf_counter(), position, {}
+    speed, last = Speed(run.device, stage.dtype, own.size), {}
     for batches, position in _steps(run, position, steps):  # noqa: B020 - the position moves on
-        record = _step(run, optimizer, batches, position.step, steps)
-        elapsed = time.perf_counter() - began
+        record = _step(run, shared, optimizer, batches, position.step, steps, own)
+        speed.add(sum(batch.ids.size for batch in batches), sum(step_flops(model, batch.lengths) for batch in batches))
         record |= {"tokens": position.tokens, "epoch": position.epoch}
         done = position.step == steps
         if done or (stage.eval_every and position.step % stage.eval_every == 0):
-            record |= run.evaluate(model)
+            with torch.no_grad(), speed.paused():
+                record |= shared(run.evaluate)
+                shared.split_again()
             model.train()
-        position = replace(position, metrics_bytes=_append(metrics, record))
-        if done or position.step % stage.log_every == 0:
-            speed = (position.tokens - first.tokens) / elapsed
-            left = elapsed / (position.step - first.step) * (steps - position.step)
-            run.tell({**record, "steps": steps, "tokens_per_s": speed, "eta_s": left})
+        if own.first:
+            position = replace(position, metrics_bytes=_append(metrics, record))
+            if done or position.step % stage.log_every == 0:
+                run.tell({**record, "steps": steps, **speed.told(steps - position.step)})
         if done or position.step % stage.save_every == 0:
-            _make_durable(metrics)
-            save_snapshot(run.folder, position, model, optimizer, run.settings_key, stage.keep_checkpoints)
+            with speed.paused():
+                _make_durable(metrics)
+                save_snapshot(run.folder, position, model, optimizer, run.settings_key, stage.keep_checkpoints, own)
+                run.saved()
         last = record
+    own.wait()
     return last or _last_record(metrics)
 
 
@@ -130,7 +150,10 @@ def _steps(run: Run, position: Position, steps: int) -> Iterator[tuple[list[Pack
             if place == len(bins):
                 epoch, place = epoch + 1, 0
                 bins = _bins(stage, store, epoch)
-            batches.append(pack(store, bins[place]))
+            batch = pack(store, bins[place])
+            if run.spread_to is not None:
+                batch = spread(batch, run.spread_to, (stage.seed, epoch, place))
+            batches.append(batch)
             place += 1
         tokens += sum(batch.ids.size for batch in batches)
         learnt += sum(batch.labels.size for batch in batches)
@@ -138,22 +161,32 @@ def _steps(run: Run, position: Position, steps: int) -> Iterator[tuple[list[Pack
 
 
 def _step(
-    run: Run, optimizer: torch.optim.Optimizer, batches: list[PackedBatch], step: int, steps: int
+    run: Run,
+    shared: Shared,
+    optimizer: torch.optim.Optimizer,
+    batches: list[PackedBatch],
+    step: int,
+    steps: int,
+    own: World,
 ) -> dict[str, float]:
-    """One optimiser step: the mean of the losses over all terms of its micro-batches."""
-    stage, model = run.stage, run.model
+    """One optimiser step: the mean of the losses over all terms of its micro-batches, of which this process does its
+    share."""
+    stage, parameters = run.stage, list(run.model.parameters())
     rate = learning_rate_at(stage, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     terms = sum(run.objective.terms(batch) for batch in batches)
     total = 0.0
     optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        with autocast(stage, model.device):
-            loss = run.objective.loss_sum(model, batch) / terms
+    for batch in batches[own.rank :: own.size]:
+        with autocast(stage, run.device):
+            loss = shared(run.objective.loss_sum, batch) / terms
         torch.autograd.backward(loss)
         total += float(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip_norm or math.inf)
+    total = own.total(total)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip_norm or math.inf, norm.to(run.device))
     if not math.isfinite(total) or not math.isfinite(float(norm)):
         raise DraftsmithError(
             f"step {step} has the loss {total} and the gradient {float(norm)}; lower learning_rate or look at the data"
@@ -162,14 +195,14 @@ def _step(
     return {"step": step, "loss": total, "gradient_norm": float(norm), "learning_rate": rate}
 
 
-def _optimizer(model: Any, stage: TrainingStage) -> torch.optim.Optimizer:
+def _optimizer(model: Any, stage: TrainingStage, device: torch.device) -> torch.optim.Optimizer:
     """AdamW with fp32 state; no weight decay on vectors."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (stage.adam_beta1, stage.adam_beta2)
-    on_gpu = model.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=betas, eps=stage.adam_eps, fused=on_gpu or None)
 
 

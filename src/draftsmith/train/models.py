@@ -21,6 +21,7 @@ from draftsmith.text import PromptFormat, Tokenizer
 from draftsmith.train import attention
 from draftsmith.train.atomic_folder import atomic_folder
 from draftsmith.train.vocabulary import read_kept_ids, write_kept_ids
+from draftsmith.train.world import world
 
 __all__ = ["Learner", "hf_config", "load_learner", "new_model", "pick_device", "saved_folder"]
 
@@ -121,9 +122,19 @@ def rope_parameters(config: ModelConfig) -> dict[str, Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto``: the first GPU if there is one. Raises UsageError for a device that is not there."""
+    """``auto``: the first GPU if there is one; of several processes each has its own.
+
+    Raises UsageError for a device that is not there, or not for every process.
+    """
+    own, gpus = world(), torch.cuda.device_count()
+    if name == "auto" and gpus and own.local_rank >= gpus:
+        raise UsageError(
+            f"process {own.local_rank} of this machine has no GPU of its own, there are {gpus}; start fewer"
+        )
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", own.local_rank) if gpus else torch.device("cpu")
+    if own.size > 1 and name != "cpu":
+        raise UsageError(f"device is {name!r}, but there are {own.size} processes; use auto or cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -7,7 +7,7 @@ again at 0 with each, and no token predicts the first of the next document.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from draftsmith.train.store import TokenStore
 
-__all__ = ["Bins", "PackedBatch", "pack", "plan_bins"]
+__all__ = ["Bins", "PackedBatch", "pack", "plan_bins", "spread"]
 
 OPEN_BINS = 64  # bins that wait for a document that fits; more would pack better and mix less
 
@@ -92,3 +92,19 @@ def pack(store: TokenStore, groups: Sequence[int]) -> PackedBatch:
         top_ids=None if tops[0] is None else tops[0].astype(np.int64),
         top_logprobs=None if tops[1] is None else tops[1].astype(np.float32),
     )
+
+
+def spread(batch: PackedBatch, context: int, seed: Sequence[int]) -> PackedBatch:
+    """The batch with the positions of each document in two runs: the first from 0, the second further on.
+
+    Where the second begins and how far on it is moved is drawn from ``seed``, evenly over all that keeps positions below
+    ``context``. So documents of 2,048 tokens hold distances of up to 32,767 (PoSE, arXiv:2309.10400).
+    """
+    rng = np.random.Generator(np.random.PCG64(list(seed)))
+    parts = []
+    for length in batch.lengths:
+        positions = np.arange(length)
+        if 1 < length < context:
+            positions[int(rng.integers(1, length)) :] += int(rng.integers(0, context - length + 1))
+        parts.append(positions)
+    return replace(batch, positions=np.concatenate(parts))

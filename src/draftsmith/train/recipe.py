@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from draftsmith.errors import UsageError
-from draftsmith.train.schema import STAGES, DataSource, GenerateStage, Stage, TrainingStage
+from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, Stage, TrainingStage
 
 __all__ = ["Recipe", "read_recipe", "stage_settings"]
 
@@ -153,7 +153,12 @@ def _stage(path: Path, name: str, table: Any) -> Stage:
         raise UsageError(f"{where}.kind is {kind!r}; expected one of {_listed(STAGES)}")
     stage: Stage = _build(STAGES[kind], {**table, "kind": kind, "name": name}, where)
     if isinstance(stage, TrainingStage):
-        if not stage.data:
+        untrained = stage.steps == 0
+        if untrained and not isinstance(stage, ExtendStage):
+            raise UsageError(
+                f"{where}.steps is 0; it must be at least 1, as only extend does something without training"
+            )
+        if not stage.data and not untrained:
             raise UsageError(f"{where}.data is missing; expected a file of rows, or a list of files")
         if stage.max_length > stage.batch_tokens:
             raise UsageError(

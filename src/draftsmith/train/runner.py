@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,14 @@ from draftsmith.checkpoint.atomic import atomic_file, explain_os_error
 from draftsmith.errors import UsageError
 from draftsmith.provenance import collect
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
+from draftsmith.train.curves import Artist
 from draftsmith.train.models import Learner, load_learner, saved_folder
 from draftsmith.train.prompts import read_prompts, write_prompts
 from draftsmith.train.recipe import Recipe, stage_settings
 from draftsmith.train.replies import load_writer, write_replies, write_replies_together
 from draftsmith.train.schema import GenerateStage, InitStage, Stage, TrainingStage
 from draftsmith.train.stages import Workplace, initialise, learn, stage_format
+from draftsmith.train.world import World, joined
 
 __all__ = ["STAGE_FILE", "Reporter", "run_recipe"]
 
@@ -44,14 +46,17 @@ class Reporter:
 def run_recipe(recipe: Recipe, reporter: Reporter, only: str | None = None) -> dict[str, dict[str, Any]]:
     """Run every stage that is not done yet, or ``only`` one; the contents of each stage.json by name.
 
-    Raises UsageError when a folder was made with other settings or is in use, and what the stages raise.
+    Under ``torchrun`` all processes must call this; they share the work of the stages that train, the first one writes
+    and reports, and the output must lie where all of them can read it. Raises UsageError when a folder was made with
+    other settings or is in use, and what the stages raise.
     """
     if only is not None and only not in [stage.name for stage in recipe.stages]:
         raise UsageError(f"the recipe has no stage {only!r}; it has {', '.join(s.name for s in recipe.stages)}")
-    with _alone(recipe.output):
-        return {
-            stage.name: _run(recipe, stage, reporter) for stage in recipe.stages if only is None or stage.name == only
-        }
+    with joined() as own, _alone(recipe.output) if own.first else nullcontext():
+        if not own.first:
+            reporter = Reporter(tell=lambda _: None, progress=lambda *_: None)
+        chosen = [stage for stage in recipe.stages if only is None or stage.name == only]
+        return {stage.name: _run(recipe, stage, reporter, own) for stage in chosen}
 
 
 @contextmanager
@@ -73,36 +78,45 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _run(recipe: Recipe, stage: Stage, reporter: Reporter) -> dict[str, Any]:
+def _run(recipe: Recipe, stage: Stage, reporter: Reporter, own: World) -> dict[str, Any]:
     folder, work = recipe.output / stage.name, recipe.output / f".{stage.name}.work"
     settings = json.loads(json.dumps(stage_settings(stage)))
     done = _finished(folder, settings)
+    own.wait()  # all have looked before anything is written
     if done is not None:
         reporter.tell(f"{stage.name}: done before, in {folder}")
         return done
-    work.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(recipe.output)
+    if own.first:
+        work.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(recipe.output)
     place = Workplace(
         folder=work,
         find_data=lambda source: replace(source, path=recipe.locate(source.path)),
         find_model=recipe.locate,
         tell=lambda line: reporter.tell(f"{stage.name}: {line}"),
         progress=lambda record: reporter.progress(stage.name, record),
+        saved=Artist(stage.name).draw_sometimes if own.first else lambda _: None,
     )
     began = time.perf_counter()
     model = recipe.model_of(stage)
-    with _working(stage, model, place, folder) as (target, details):
-        record = {"name": stage.name, "kind": stage.kind, "settings": settings, **details}
-        record |= {"seconds": round(time.perf_counter() - began, 3), **_origin()}
-        with atomic_file(target / STAGE_FILE) as file:
-            file.write((json.dumps(record, indent=1) + "\n").encode())
-    shutil.rmtree(work, ignore_errors=True)
-    reporter.tell(f"{stage.name}: done, in {folder}")
-    return record
+    if own.first:
+        with _working(stage, model, place, folder, own) as (target, details):
+            record = {"name": stage.name, "kind": stage.kind, "settings": settings, **details}
+            record |= {"seconds": round(time.perf_counter() - began, 3), **_origin()}
+            with atomic_file(target / STAGE_FILE) as file:
+                file.write((json.dumps(record, indent=1) + "\n").encode())
+        shutil.rmtree(work, ignore_errors=True)
+        reporter.tell(f"{stage.name}: done, in {folder}")
+    elif isinstance(stage, TrainingStage):  # the other stages are the first process's alone
+        _made(stage, model, place, own)
+    own.wait()
+    return json.loads((folder / STAGE_FILE).read_text(encoding="utf-8")) if not own.first else record
 
 
 @contextmanager
-def _working(stage: Stage, model: str, place: Workplace, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _working(
+    stage: Stage, model: str, place: Workplace, folder: Path, own: World
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Do the stage; a folder that appears whole when the block ends, and what to record."""
     if isinstance(stage, GenerateStage):
         details = _generate(stage, model, place)
@@ -111,15 +125,22 @@ def _working(stage: Stage, model: str, place: Workplace, folder: Path) -> Iterat
                 shutil.copyfile(path, target / path.name)
             yield target, details
         return
-    learner = load_learner(model)
-    learner = replace(learner, parent={**learner.parent, "path": model})
-    learner, details = _make(stage, learner, place)
+    learner, details = _made(stage, model, place, own)
     assert isinstance(stage, InitStage | TrainingStage)  # noqa: S101 - all that is left
     with saved_folder(learner, stage_format(stage, learner), folder, stage.save_dtype) as target:
         metrics = place.folder / "metrics.jsonl"
         if metrics.exists():
             shutil.copyfile(metrics, target / metrics.name)
+            Artist(stage.name).draw(target)
         yield target, {"parent": dict(learner.parent), **details}
+
+
+def _made(stage: Stage, model: str, place: Workplace, own: World) -> tuple[Learner, dict[str, Any]]:
+    """The model that the stage makes of ``model``, and what to record of it."""
+    with own.in_turn() if isinstance(stage, TrainingStage) else nullcontext():
+        learner = load_learner(model)
+    learner = replace(learner, parent={**learner.parent, "path": model})
+    return _make(stage, learner, place)
 
 
 def _make(stage: Stage, learner: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:

@@ -72,7 +72,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "samples": _AT_LEAST_1,
         "save_every": _AT_LEAST_1,
         "seed": (lambda value: 0 <= value < 2**63, "from 0 to 2^63 - 1"),
-        "steps": _AT_LEAST_1,
+        "steps": _NOT_NEGATIVE,
         "target_temperature": _POSITIVE,
         "temperature": _NOT_NEGATIVE,
         "top_logprobs": (lambda value: 0 <= value <= 100, "from 0 (none) to 100"),
@@ -196,13 +196,16 @@ class ExtendStage(TrainingStage):
     """A longer context, then continued training on long documents (``too_long`` is cut: texts are cut into pieces).
 
     ``rope`` theta raises the base to ``rope_theta``; linear and yarn divide by ``rope_factor`` (None: the context's
-    growth).
+    growth). ``steps`` 0: only the positions' scaling, without training or data. ``position_skips``: each document is read
+    in two parts, the second moved on by a random distance, so that short documents teach all distances of the new
+    context (PoSE, arXiv:2309.10400).
     """
 
     rope: Literal["theta", "linear", "yarn"] = "theta"
     max_context: int = 32768
     rope_theta: float | None = None
     rope_factor: float | None = None
+    position_skips: bool = False
     too_long: Literal["stop", "skip", "cut"] = "cut"
 
 

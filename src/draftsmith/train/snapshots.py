@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from draftsmith.errors import CheckpointError
 from draftsmith.provenance import file_sha256
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
+from draftsmith.train.world import World, put, whole, whole_weights
 
 __all__ = ["Position", "load_newest", "save_snapshot"]
 
@@ -44,24 +45,39 @@ class Position:
 
 
 def save_snapshot(
-    folder: Path, position: Position, model: Any, optimizer: torch.optim.Optimizer, settings_key: str, keep: int
+    folder: Path,
+    position: Position,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    settings_key: str,
+    keep: int,
+    world: World = World(),  # noqa: B008 - a frozen value
 ) -> None:
-    """Write a checkpoint below ``folder`` and remove all but the newest ``keep``. Raises DiskFull, ResourceError."""
-    remove_leftovers(folder)
+    """Write a checkpoint below ``folder`` and remove all but the newest ``keep``. Raises DiskFull, ResourceError.
+
+    With several processes all must call this; the first one writes. It holds whole tensors, so that any number of
+    processes can go on from it.
+    """
     place = folder / f"step-{position.step:08d}"
-    if place.exists():
+    there = place.exists()
+    world.wait()  # all have looked before the first begins to write
+    if there:
         return
-    with atomic_folder(place) as temporary:
-        save_file(_weights(model), temporary / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-        state = {
-            "position": asdict(position),
-            "settings": settings_key,
-            "sha256": {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))},
-        }
-        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for old in _found(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    weights, optimizer_tensors = whole_weights(model), _optimizer_tensors(model, optimizer)
+    if world.first:
+        remove_leftovers(folder)
+        with atomic_folder(place) as temporary:
+            save_file(dict(weights), temporary / "model.safetensors")
+            save_file(optimizer_tensors, temporary / "optimizer.safetensors")
+            state = {
+                "position": asdict(position),
+                "settings": settings_key,
+                "sha256": {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))},
+            }
+            (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for old in _found(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    world.wait()
 
 
 def load_newest(folder: Path, model: Any, optimizer: torch.optim.Optimizer, settings_key: str) -> Position:
@@ -102,15 +118,10 @@ def _verified(place: Path) -> Mapping[str, Any]:
     return state
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters by name; one that is used twice (tied) comes once."""
-    return {name: parameter.detach().to("cpu").contiguous() for name, parameter in model.named_parameters()}
-
-
 def _load_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            parameter.copy_(put(parameter, weights[name]))
 
 
 def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -120,7 +131,7 @@ def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     for name, parameter in model.named_parameters():
         for entry, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{entry}"] = value.detach().to("cpu").contiguous()
+            tensors[f"{name}/{entry}"] = whole(value)
     return tensors
 
 
@@ -132,4 +143,4 @@ def _load_optimizer(model: Any, optimizer: torch.optim.Optimizer, tensors: Mappi
         for entry in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors.get(f"{name}/{entry}")
             if value is not None:
-                optimizer.state[parameter][entry] = value if entry == "step" else value.to(parameter.device)
+                optimizer.state[parameter][entry] = value if entry == "step" else put(parameter, value)

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from draftsmith.errors import TokenizerError, UsageError
 from draftsmith.text import PromptFormat, choose_format
 from draftsmith.train.acceptance import HeldOut, as_evaluation
@@ -21,6 +23,7 @@ from draftsmith.train.schema import DataSource, DistillStage, DpoStage, ExtendSt
 from draftsmith.train.shapes import extended, kept_layers, shrunk_config, shrunk_weights
 from draftsmith.train.store import TokenStore
 from draftsmith.train.vocabulary import most_frequent
+from draftsmith.train.world import whole_weights, world
 
 __all__ = ["Workplace", "data_plan", "initialise", "learn"]
 
@@ -30,13 +33,14 @@ STORED = "data"  # acceptance_target: the log-probabilities in eval_data
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
     """``folder`` for unfinished work. ``find_data`` and ``find_model`` turn a recipe's names into paths and
-    references. ``tell`` takes a line for people, ``progress`` a metrics record."""
+    references. ``tell`` takes a line for people, ``progress`` a metrics record, ``saved`` the folder after a checkpoint."""
 
     folder: Path
     find_data: Callable[[DataSource], DataSource]
     find_model: Callable[[str], str]
     tell: Tell
     progress: Callable[[Mapping[str, float]], None]
+    saved: Callable[[Path], None] = lambda _: None
 
 
 def initialise(stage: InitStage, parent: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
@@ -67,25 +71,36 @@ def initialise(stage: InitStage, parent: Learner, place: Workplace) -> tuple[Lea
 
 
 def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
-    """Train as the stage says; the learner (its model modified), and metrics and data reports."""
+    """Train as the stage says; the learner (its model modified), and metrics and data reports.
+
+    Of several processes (``world``) all must call this, and all get the whole model in the end.
+    """
     if isinstance(stage, ExtendStage):
         config = extended(learner.config, stage)
         model = new_model(config)
         model.load_state_dict(learner.model.state_dict(), strict=True)
         learner = replace(learner, model=model, config=config)
+        if stage.steps == 0:
+            return learner, {"metrics": {}, "data": {}, "device": None}
     if stage.max_length > learner.config.max_context:
         raise UsageError(
             f"stage.{stage.name}.max_length is {stage.max_length}, but the model's context is "
             f"{learner.config.max_context}; extend it first, or give less"
         )
     plan = data_plan(stage, learner, place)
-    store = prepare(plan, place.folder / "data", place.tell)
+    with world().in_turn():
+        store = prepare(plan, place.folder / "data", place.tell)
     device = pick_device(stage.device)
     objective = _objective(stage, learner, store, place)
     held_out = _held_out(stage, learner, plan, place)
     if held_out is not None and isinstance(objective, Preference):
         held_out = replace(held_out, preference=objective)
-    learner.model.to(device)
+    told: dict[str, float] = {}
+
+    def progress(record: Mapping[str, float]) -> None:
+        told.update(record)
+        place.progress(record)
+
     run = Run(
         stage=stage,
         model=learner.model,
@@ -94,10 +109,27 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
         folder=place.folder,
         settings_key=_settings_key(stage, plan, learner),
         evaluate=as_evaluation(held_out),
-        tell=place.progress,
+        tell=progress,
+        device=device,
+        saved=lambda: place.saved(place.folder),
+        spread_to=stage.max_context if isinstance(stage, ExtendStage) and stage.position_skips else None,
     )
     metrics = train(run)
-    return learner, {"metrics": metrics, "data": store.report, "device": str(device)}
+    speed = {name: told[name] for name in ("tokens_per_s", "share_of_peak") if name in told}
+    record = {"metrics": metrics, "speed": speed, "data": store.report, "device": str(device)}
+    return _gathered(learner), {**record, "processes": world().size}
+
+
+def _gathered(learner: Learner) -> Learner:
+    """The learner with its model in one piece again, if it was split among processes."""
+    if world().size == 1:
+        return learner
+    weights = whole_weights(learner.model)
+    model = new_model(learner.config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return replace(learner, model=model)
 
 
 def data_plan(stage: TrainingStage, learner: Learner, place: Workplace) -> DataPlan:
@@ -157,7 +189,8 @@ def _held_out(stage: TrainingStage, learner: Learner, plan: DataPlan, place: Wor
             raise UsageError(f"stage.{stage.name}.acceptance_target needs eval_data to be measured on")
         return None
     plan = replace(plan, sources=tuple(map(place.find_data, stage.eval_data)))
-    store = prepare(plan, place.folder / "data", place.tell)
+    with world().in_turn():
+        store = prepare(plan, place.folder / "data", place.tell)
     target = None
     if stage.acceptance_target == STORED and not store.top_k:
         raise UsageError(
