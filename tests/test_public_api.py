@@ -15,6 +15,7 @@ PUBLIC = (
     "LLM",
     "Completion",
     "DraftsmithError",
+    "Grammar",
     "Message",
     "SamplingParams",
     "pipeline",

@@ -17,12 +17,13 @@ from draftsmith.pipeline import pipeline
 if TYPE_CHECKING:
     from draftsmith.engine import LLM
     from draftsmith.errors import DraftsmithError
-    from draftsmith.types import Completion, Message, SamplingParams
+    from draftsmith.types import Completion, Grammar, Message, SamplingParams
 
 __all__ = [
     "LLM",
     "Completion",
     "DraftsmithError",
+    "Grammar",
     "Message",
     "SamplingParams",
     "__version__",
@@ -33,6 +34,7 @@ _HOME = {
     "LLM": "draftsmith.engine",
     "Completion": "draftsmith.types",
     "DraftsmithError": "draftsmith.errors",
+    "Grammar": "draftsmith.types",
     "Message": "draftsmith.types",
     "SamplingParams": "draftsmith.types",
 }

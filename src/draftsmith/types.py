@@ -9,10 +9,10 @@ Shape legend: k draft tokens in a round, n tokens of text, V vocabulary entries,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,14 @@ from draftsmith.errors import UsageError
 
 __all__ = [
     "Completion",
+    "Constraint",
     "Distribution",
     "Draft",
     "FinishReason",
+    "Grammar",
+    "GrammarKind",
+    "LogitsProcessor",
+    "Matcher",
     "Message",
     "Request",
     "SamplingParams",
@@ -35,7 +40,12 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_schema", "regex", "grammar"]
 VerificationRule = Literal["coupled", "rejection"]
+LogitsProcessor = Callable[[Sequence[int], npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""``processor(token_ids, scores)``: prompt and reply so far, and float32 [V]; returns scores [V], which may be the same
+array, changed. It must depend on its arguments alone, or a text depends on its drafts."""
+
 MAX_SEED = 2**63 - 1
 _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
@@ -48,16 +58,64 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The form that a whole reply has to have.
+
+    ``kind`` says what ``source`` is: a JSON schema (draft 2020-12, as text; the reply is JSON on one line), a regular
+    expression (of Rust's regex crate), or a context-free grammar (llguidance's kind of Lark, or llama.cpp's GBNF).
+    """
+
+    kind: GrammarKind
+    source: str
+
+
+class Matcher(Protocol):
+    """A reply that is being held against a grammar. Once it has ended, everything is allowed."""
+
+    def allowed(self, width: int) -> npt.NDArray[np.bool_] | None:
+        """Which of the ids below ``width`` may come next; None: any. Not to be modified.
+
+        Raises UsageError when the grammar turns out to be too complex.
+        """
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that must follow, as far as there is no choice."""
+        ...
+
+    def count_valid(self, token_ids: Sequence[int]) -> int:
+        """How many of ``token_ids`` may follow, one after the other."""
+        ...
+
+    def push(self, token_id: int) -> None:
+        """One token more. It has to be allowed."""
+        ...
+
+    def pop(self) -> None:
+        """Take the last token away again."""
+        ...
+
+
+class Constraint(Protocol):
+    """A grammar that is ready for use with one vocabulary."""
+
+    def start(self) -> Matcher:
+        """For a reply that has not begun."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. Names and meaning are those of ``transformers``' ``GenerationConfig``.
 
-    Order of the processors: logit_bias, repetition, presence and frequency penalties, temperature, top_k, top_p, min_p.
-    Defaults are the model card's recommended values.
+    Order of the processors: logit_bias, repetition, presence and frequency penalties, ``logits_processors`` in their
+    order, grammar, temperature, top_k, top_p, min_p. Defaults are the model card's recommended values.
 
     ``seed`` None means: the engine draws one and reports it. ``greedy`` ignores temperature, top_k, top_p, min_p and
     seed; temperature 0 means greedy. ``stop`` strings end the text and are not part of it. ``logprobs`` is the number
-    of most likely alternatives to report with every token, None for no report at all.
+    of most likely alternatives to report with every token, None for no report at all. ``grammar``: the form of the
+    reply, which ends when it can only end there, or with an end-of-text token where it may.
 
     Raises UsageError on construction when a value is out of range.
     """
@@ -76,6 +134,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature == 0:
@@ -101,14 +161,24 @@ class SamplingParams:
                 raise UsageError(f"logit_bias has {token_id}: {bias}; give token ids of 0 or more and finite values")
         if any(not text for text in self.stop):
             raise UsageError("stop holds an empty string; leave it out")
+        if self.grammar is not None and self.ignore_eos:
+            raise UsageError("ignore_eos and a grammar contradict each other; a reply ends where its grammar does")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One generation to do: the prompt's ids and how to sample. ``sampling.seed`` is set (never None) here."""
+    """One generation to do: the prompt's ids and how to sample. ``sampling.seed`` is set (never None) here.
+
+    ``constraint`` is ``sampling.grammar``, ready for use; the two are there together, or ValueError is raised.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    constraint: Constraint | None = None
+
+    def __post_init__(self) -> None:
+        if (self.sampling.grammar is None) != (self.constraint is None):
+            raise ValueError("a request with a grammar needs the constraint that was made of it, and no other has one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +200,15 @@ class Draft:
     ``distributions`` holds, for every draft token, the distribution that it was drawn from (the q of the papers); None
     when the drafter is deterministic, which counts as probability 1 for each draft token. ``confidences`` [k] are the
     drafter's own estimates that each token will be accepted, for the length policy; empty when it has none. ``free``:
-    the tokens cost no forward of a model, as those that are copied.
+    the tokens cost no forward of a model, as those that are copied. ``forced``: a grammar leaves no choice, so there is
+    nothing to learn from their being accepted.
     """
 
     token_ids: tuple[int, ...]
     distributions: tuple[Distribution, ...] | None = None
     confidences: tuple[float, ...] = ()
     free: bool = False
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from draftsmith.cli.form import FormOptions
 from draftsmith.cli.options import ModelOptions, OutputOptions, SamplingOptions
 from draftsmith.cli.progress import ProgressBars
 from draftsmith.cli.report import completion_json, status_line
@@ -46,6 +48,7 @@ def generate(
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     model: ModelOptions,
     sampling: SamplingOptions,
+    form: FormOptions,
     output: OutputOptions,
 ) -> None:
     """Write one reply to PROMPT.
@@ -58,7 +61,7 @@ def generate(
         raise UsageError(f"--raw and {given} contradict each other; a raw prompt holds its format itself")
     tolerate_encodings()
     terminal = Terminal.of(sys.stdout, output.color)
-    params = sampling.for_llm()
+    params = dataclasses.replace(sampling.for_llm(), grammar=form.for_llm())
     text = read_prompt(prompt)
     with ProgressBars(quiet=output.quiet) as progress:
         from draftsmith.engine import LLM

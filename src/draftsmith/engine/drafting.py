@@ -101,6 +101,7 @@ class BatchDrafter:
         Returns the tasks that went wrong; they must not go on.
         """
         ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.draft.token_ids]
+        ready = [task for task in ready if not task.propose_forced()]
         policies = {task: task.policy or self._new_policy(task) for task in ready}
         self._set_costs(ready, parts)
         drafts: dict[Task, Draft | Exception] = {}

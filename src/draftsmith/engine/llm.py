@@ -16,9 +16,10 @@ from typing import Literal, cast
 from draftsmith.engine.assemble import TextAssembler
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
+from draftsmith.engine.grammar import GrammarCompiler
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
-from draftsmith.engine.options import DEFAULT_TARGET, Backend, EngineOptions, Progress, no_progress
+from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress, no_progress
 from draftsmith.engine.reply import Reply
 from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
@@ -50,10 +51,7 @@ class LLM:
         draft: DraftChoice = "auto",
         *,
         prompt_format: str | None = None,
-        backend: Backend = "auto",
-        device: str = "auto",
-        draft_backend: Backend | None = None,
-        draft_device: str | None = None,
+        backend: str = "native",
         dtype: Dtype = "auto",
         quantize: Quantize | None = None,
         num_draft_tokens: int | Literal["auto"] = "auto",
@@ -67,10 +65,7 @@ class LLM:
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"auto"`` (the
         best that there is for the target; prompt lookup so far), ``"none"`` or None. ``prompt_format``: for ``chat``;
-        None is the model's own template, or else Alpaca. ``backend``: ``"native"``, ``"torch"`` or ``"auto"``, which
-        takes torch for what native does not run and where there is a GPU for a Hugging Face folder. ``device``: for
-        torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. ``draft_backend`` and ``draft_device``:
-        those of the draft model, where it is not to run as the target does. ``quantize``: None, ``"4bit"``, ``"8bit"``.
+        None is the model's own template, or else Alpaca. ``quantize``: None, ``"4bit"`` or ``"8bit"``.
         ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
         the same text as no drafter.
 
@@ -78,9 +73,6 @@ class LLM:
         """
         self._options = EngineOptions(
             backend=backend,
-            device=device,
-            draft_backend=draft_backend,
-            draft_device=draft_device,
             dtype=dtype,
             quantize=quantize,
             num_draft_tokens=num_draft_tokens,
@@ -95,6 +87,7 @@ class LLM:
         self._format_choice = prompt_format
         if prompt_format is not None:
             _ = self.prompt_format  # told now if it is wrong; the model's own is prepared when it is needed
+        self._grammars = GrammarCompiler(self._target.tokenizer)
         self._store = SequenceStore(self._target.model)
         self._steps: StepCosts | None = None
         self._engine: Engine | None = None
@@ -220,7 +213,11 @@ class LLM:
         self._check_ids(prompt_ids, "the prompt")
         self._check_ids(params.logit_bias, "logit_bias")
         seed = None if params.greedy else secrets.randbits(63) if params.seed is None else params.seed
-        request = Request(prompt_ids=prompt_ids, sampling=dataclasses.replace(params, seed=seed or 0))
+        request = Request(
+            prompt_ids=prompt_ids,
+            sampling=dataclasses.replace(params, seed=seed or 0),
+            constraint=self._grammars.compile(params.grammar) if params.grammar is not None else None,
+        )
         drafter = self._drafter.drafter.name if self._drafter is not None else None
         return request, Reply(TextAssembler(self.tokenizer, stops), request, drafter=drafter, seed=seed)
 

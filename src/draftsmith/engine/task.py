@@ -6,8 +6,9 @@ from collections.abc import Collection
 
 from draftsmith.engine.handle import Handle, RequestOptions
 from draftsmith.model.protocol import KVCache, Logits, TokenRun
-from draftsmith.sampling import Noise, TokenHistory, needs_history
+from draftsmith.sampling import Noise, TextState
 from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
+from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.loop import as_round, record, target_distributions
 from draftsmith.types import Draft, Request, VerificationRule
 
@@ -50,7 +51,7 @@ class Task:
         self.drafter_read = 0
         self._cache: KVCache | None = None
         self._noise = Noise(request.sampling.seed or 0)
-        self._history = TokenHistory(self.ids) if needs_history(request.sampling) else None
+        self._text = TextState(request)
         self._ends = frozenset() if request.sampling.ignore_eos else frozenset(eos_ids)
         self._draft = NO_DRAFT
 
@@ -91,8 +92,13 @@ class Task:
         return self._draft
 
     def propose(self, draft: Draft) -> None:
-        """Check ``draft`` in the next round."""
-        self._draft = draft
+        """Check ``draft`` in the next round, as far as the request's grammar allows it."""
+        self._draft = without_forbidden(draft, self._text)
+
+    def propose_forced(self) -> bool:
+        """Check what must follow by the request's grammar, if anything must."""
+        self._draft = forced_draft(self._text, self.max_draft) or NO_DRAFT
+        return bool(self._draft.token_ids)
 
     def rows(self, count: int) -> int:
         """Rows of the forward that reads ``count`` tokens and checks the draft."""
@@ -111,7 +117,7 @@ class Task:
         Whatever is raised (unusable logits) leaves the task in doubt: it must not go on.
         """
         params, start, draft, self._draft = self.request.sampling, len(self.ids), self._draft, NO_DRAFT
-        verdict = verify(draft, target_distributions(logits, draft, params, self._history), rule, self._noise, start)
+        verdict = verify(draft, target_distributions(logits, draft, self._text), rule, self._noise, start)
         written = as_round(verdict, self._ends, room=self.end - start, logits=logits, params=params)
         if self.options.round_filter is not None:
             written = self.options.round_filter(written)
@@ -119,10 +125,10 @@ class Task:
         self.cache.truncate(len(self.ids) - 1)
         if self.session is not None:
             self.session.commit(verdict)
-        if self.policy is not None:
+        if self.policy is not None and not draft.forced:
             self.policy.learn(draft, verdict)
-        if self._history is not None and written.finish_reason is None:
-            record(self._history, self.ids[len(self.request.prompt_ids) + self._history.reply_length :])
+        if written.finish_reason is None:
+            record(self._text, self.ids[len(self.request.prompt_ids) + self._text.reply_length :])
         return written
 
     def drop(self) -> None:

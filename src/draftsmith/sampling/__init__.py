@@ -5,10 +5,12 @@ from draftsmith.sampling.history import TokenHistory
 from draftsmith.sampling.logprobs import logprobs_of
 from draftsmith.sampling.noise import Noise, NoiseSource
 from draftsmith.sampling.process import needs_history, process
+from draftsmith.sampling.state import TextState
 
 __all__ = [
     "Noise",
     "NoiseSource",
+    "TextState",
     "TokenHistory",
     "logprobs_of",
     "needs_history",

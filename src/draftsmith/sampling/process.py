@@ -1,8 +1,8 @@
 """From a row of logits to the distribution that the next token is drawn from, with the meaning of ``transformers``.
 
-Order: logit_bias, repetition penalty, presence and frequency penalties, temperature, top_k, top_p, min_p. The first
-three are done in float32 on the row, as ``transformers`` does them; the rest in float64, on the few ids that can
-survive. No step sorts or draws noise for ids that cannot.
+Order: logit_bias, repetition penalty, presence and frequency penalties, the caller's processors, grammar, temperature,
+top_k, top_p, min_p. All up to the grammar are done in float32 on the row, as ``transformers`` does them; the rest in
+float64, on the few ids that can survive. No step sorts or draws noise for ids that cannot.
 
 Where values are equal at an edge: top_k keeps every id that equals the k-th largest logit (as ``transformers`` does);
 top_p keeps the lower ids first (``transformers`` leaves it to the sorting algorithm); greedy takes the lowest id.
@@ -13,6 +13,7 @@ Shape legend: V width of the logits, S ids kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +31,7 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Weights: TypeAlias = npt.NDArray[np.float64]
 
 _GROUP = 64  # see kth_largest
+_LEAST = np.finfo(np.float32).min
 _FEW = 256  # ids that are sorted sooner than thinned out
 
 
@@ -38,14 +40,22 @@ def needs_history(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
-def process(logits: Logits, params: SamplingParams, history: TokenHistory | None = None) -> Distribution:
+def process(
+    logits: Logits,
+    params: SamplingParams,
+    history: TokenHistory | None = None,
+    restrict: Callable[[Logits], Logits] | None = None,
+) -> Distribution:
     """The distribution of the token that follows the text in ``history``, from its raw ``logits`` [V].
 
-    ``history`` may be None when ``needs_history(params)`` is False. Nothing is modified.
-    Raises UsageError for a logit_bias outside the vocabulary or one that forbids every token, CheckpointError when the
+    ``history`` may be None when ``needs_history(params)`` is False. ``restrict`` gets the row before the temperature
+    and returns another (processors, grammar; see ``TextState``); it may not modify what it gets. Nothing is modified.
+    Raises UsageError for a logit_bias outside the vocabulary or when every token is forbidden, CheckpointError when the
     logits are not numbers.
     """
     scores = _adjusted(logits, params, history)
+    if restrict is not None:
+        scores = restrict(scores)
     best = int(scores.argmax())
     peak = float(scores[best])
     if not math.isfinite(peak):
@@ -102,7 +112,7 @@ def _penalise(scores: Logits, params: SamplingParams, history: TokenHistory) -> 
 
 
 def _top_k(scores: Logits, peak: float, params: SamplingParams) -> tuple[Ids, Weights]:
-    ids = np.flatnonzero(scores >= kth_largest(scores, params.top_k))
+    ids = np.flatnonzero(scores >= max(kth_largest(scores, params.top_k), _LEAST))  # -inf is forbidden
     return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature)
 
 
@@ -165,5 +175,5 @@ def kth_largest(row: Logits, k: int) -> np.float32:
 
 def _unusable(logits: Logits) -> UsageError | CheckpointError:
     if np.isfinite(logits.max()):
-        return UsageError("logit_bias forbids every token; leave at least one that may be written")
+        return UsageError("logit_bias, the grammar or a processor forbids every token; leave one that may be written")
     return CheckpointError("The model's logits are not finite numbers; its files may be damaged, so fetch them again")

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from draftsmith.errors import PromptTooLong, UsageError
 from draftsmith.model.protocol import KVCache, Model, TokenRun
-from draftsmith.sampling import Noise, TokenHistory, logprobs_of, needs_history, process
+from draftsmith.sampling import Noise, TextState, logprobs_of
+from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.drafters.protocol import DraftSession
 from draftsmith.speculate.policy import FixedLength, LengthPolicy
 from draftsmith.speculate.verify import verify
@@ -78,29 +79,31 @@ def generate(
     """
     params, noise, policy = request.sampling, Noise(request.sampling.seed or 0), policy or FixedLength(4)
     ids, end = list(request.prompt_ids), len(request.prompt_ids) + token_limit(request, cache.capacity)
-    history = TokenHistory(ids) if needs_history(params) else None
+    text = TextState(request)
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
     draft = _NO_DRAFT  # the first round reads the prompt and writes one token; it drafts nothing
     while True:
         start = len(ids)
         run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
         [logits] = model.forward([run])
-        verdict = verify(draft, target_distributions(logits, draft, params, history), rule, noise, start)
+        verdict = verify(draft, target_distributions(logits, draft, text), rule, noise, start)
         finished = as_round(verdict, ends, room=end - start, logits=logits, params=params)
         ids += finished.token_ids
         cache.truncate(len(ids) - 1)
         if session:
             session.commit(verdict)
-            policy.learn(draft, verdict)
-        if history:
-            record(history, ids[len(request.prompt_ids) + history.reply_length :])
+            if not draft.forced:
+                policy.learn(draft, verdict)
+        record(text, ids[len(request.prompt_ids) + text.reply_length :])
         if session and start == len(request.prompt_ids) and policy.wants_more((), None):
             session.read(ids)  # the prompt, as part of prefill; not where drafting is not worth it
         yield finished
         if finished.finish_reason:
             return
         if session:
-            draft = session.draft(ids, end - len(ids) - 1, policy.wants_more)
+            room = end - len(ids) - 1
+            draft = forced_draft(text, room) or session.draft(ids, room, policy.wants_more)
+            draft = without_forbidden(draft, text)
 
 
 def token_limit(request: Request, capacity: int) -> int:
@@ -115,15 +118,12 @@ def token_limit(request: Request, capacity: int) -> int:
     return min(request.sampling.max_new_tokens, capacity - length)
 
 
-def target_distributions(
-    logits: npt.NDArray[np.float32], draft: Draft, params: SamplingParams, history: TokenHistory | None
-) -> Iterator[Distribution]:
+def target_distributions(logits: npt.NDArray[np.float32], draft: Draft, text: TextState) -> Iterator[Distribution]:
     """The target's distribution row by row. Asking for the next row means that the draft token before it was kept."""
-    yield process(logits[0], params, history)
+    yield text.distribution(logits[0])
     for row, token_id in zip(logits[1:], draft.token_ids, strict=True):
-        if history is not None:
-            history.push(token_id)
-        yield process(row, params, history)
+        text.push(token_id)
+        yield text.distribution(row)
 
 
 def as_round(
@@ -139,7 +139,7 @@ def as_round(
     return whole.cut(room, "length") if len(tokens) >= room else whole
 
 
-def record(history: TokenHistory, token_ids: Sequence[int]) -> None:
-    """Take in tokens of the reply that ``history`` has not seen."""
+def record(text: TextState, token_ids: Sequence[int]) -> None:
+    """Take in tokens of the reply that ``text`` has not seen."""
     for token_id in token_ids:
-        history.push(token_id)
+        text.push(token_id)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftsmith.model.protocol import Logits, Model, TokenRun
-from draftsmith.sampling import Noise, NoiseSource, TokenHistory, needs_history, probability_of, process
+from draftsmith.sampling import Noise, NoiseSource, TextState, probability_of
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
 
@@ -98,16 +98,15 @@ class ModelDraftSession:
         self._catch_up_history(token_ids)
         unread = token_ids[len(self._held) :]
         limit = self._vocab_limit(token_ids)
-        while len(drawn) < room and wants_more(confidences, None):
+        while len(drawn) < room and self._text.allows_any(limit) and wants_more(confidences, None):
             run = TokenRun(self._cache, unread if not drawn else drawn[-1:], vocab_limit=limit)
             logits = (yield run)[0, : self._vocab_size]
             self._held += run.token_ids
-            q = process(logits, self._params, self._history)
+            q = self._text.distribution(logits)
             drawn.append(self._draw(q, len(token_ids) + len(drawn), len(token_ids)))
             distributions.append(q)
             confidences.append(softmax_at(logits, drawn[-1]) if self._params.greedy else probability_of(q, drawn[-1]))
-            if self._history is not None:
-                self._history.push(drawn[-1])
+            self._text.push(drawn[-1])
         sampled = self._rule == "rejection" and not self._params.greedy
         return Draft(tuple(drawn), tuple(distributions) if sampled else None, tuple(confidences))
 
@@ -117,15 +116,14 @@ class ModelDraftSession:
         if self._pending and rejected > 0:
             text = len(self._held) - (len(self._pending) - 1)  # the last draft token was never read
             self._keep(min(len(self._held), text + verdict.num_accepted))
-            if self._history is not None:
-                for _ in range(rejected):
-                    self._history.pop()
+            for _ in range(rejected):
+                self._text.pop()
         self._pending = []
 
     def _begin(self, request: Request) -> None:
         self._params = request.sampling
         self._num_prompt = len(request.prompt_ids)
-        self._history = TokenHistory(request.prompt_ids) if needs_history(request.sampling) else None
+        self._text = TextState(request, drafting=True)
         self._pending = []
 
     def _can_read(self, token_ids: Sequence[int]) -> bool:
@@ -134,9 +132,8 @@ class ModelDraftSession:
         return len(token_ids) <= self._cache.capacity and (not unread or max(unread) < self._model.vocab_size)
 
     def _catch_up_history(self, token_ids: Sequence[int]) -> None:
-        if self._history is not None:
-            for token_id in token_ids[self._num_prompt + self._history.reply_length :]:
-                self._history.push(token_id)
+        for token_id in token_ids[self._num_prompt + self._text.reply_length :]:
+            self._text.push(token_id)
 
     def _draw(self, q: Distribution, position: int, round_start: int) -> int:
         if self._rule == "rejection":
