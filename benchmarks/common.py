@@ -8,6 +8,7 @@ published number is typed by hand.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -21,9 +22,13 @@ from typing import Any
 
 from draftsmith.provenance import collect
 
-__all__ = ["PROMPTS", "ROOT", "Prompt", "Reply", "add_record_option", "report", "table"]
+__all__ = ["PROMPTS", "ROOT", "PeerMissingError", "Prompt", "Reply", "add_record_option", "report", "table"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class PeerMissingError(ImportError):
+    """The package of a program to compare with is not there; the message is a sentence for the reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +85,22 @@ def add_record_option(parser: argparse.ArgumentParser) -> None:
 
 
 def report(
-    title: str, tables: Sequence[str], result: Mapping[str, Any], record: str | None, *, files: Sequence[Path] = ()
+    title: str,
+    tables: Sequence[str],
+    result: Mapping[str, Any],
+    record: str | None,
+    *,
+    files: Sequence[Path] = (),
+    packages: Sequence[str] = (),
 ) -> None:
     """Print ``tables`` and then ``result`` with provenance as one JSON line; write the page if ``record`` names it.
 
-    ``files`` are the inputs whose hashes belong to the provenance.
+    ``files`` are the inputs whose hashes belong to the provenance, ``packages`` the distributions whose versions do, if
+    they are installed, beside those that this process has imported.
     """
     # A machine that others use shows here: numbers taken under load say little.
     busy = {"load_average": [round(load, 2) for load in os.getloadavg()], "nice": os.nice(0)}
-    provenance = {**collect(files).as_dict(), "packages": _packages(), **busy}
+    provenance = {**collect(files).as_dict(), "packages": _packages(packages), **busy}
     line = json.dumps({**result, "provenance": provenance}, ensure_ascii=False)
     if record is not None:
         date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
@@ -99,10 +111,14 @@ def report(
     print(line)
 
 
-def _packages() -> dict[str, str]:
+def _packages(named: Sequence[str]) -> dict[str, str]:
     """Versions of what took part, of our own dependencies and of peers."""
-    names = {"numpy": "numpy", "torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
-    return {package: metadata.version(package) for module, package in names.items() if module in sys.modules}
+    imported = {"numpy": "numpy", "torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
+    versions = {}
+    for package in dict.fromkeys([*(name for module, name in imported.items() if module in sys.modules), *named]):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _page(

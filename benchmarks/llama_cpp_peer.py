@@ -1,80 +1,109 @@
-"""llama.cpp as a peer: greedy decoding, plain and with a draft model, over its C interface.
+"""llama.cpp and its fork ik_llama.cpp as peers: greedy decoding, plain and with a draft, over their C interface.
 
-The bindings are those of llama-cpp-python, an optional import. Wheels of llama.cpp are built for common processors and
-lack AVX-512; a comparison is fair only with a build for this machine, so build from source:
+The bindings are those of llama-cpp-python and ik-llama-cpp-python, optional imports. Wheels of llama.cpp are built for
+common processors and lack AVX-512; a comparison is fair only with a build for this machine, so build from source:
 
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python
 
-``system_info`` says what a build really uses; the benchmarks print it beside the result.
+``system_info`` says what a build really uses; the benchmarks print it beside the result. The two libraries have the
+same names for different things, so a process may load only one of them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import Reply
+from benchmarks.common import PeerMissingError, Reply
 
-__all__ = ["LlamaCpp", "PeerMissingError", "speculate", "system_info"]
+__all__ = ["LlamaCpp", "speculate", "system_info"]
 
-MISSING = (
-    "llama-cpp-python is not installed; install it from source for this machine "
-    '(CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python), or leave this peer out'
-)
-
-
-class PeerMissingError(ImportError):
-    """The peer's package is not there; the message is a sentence for the reader."""
+_BINDINGS = {"llama.cpp": "llama_cpp", "ik_llama.cpp": "ik_llama_cpp._ctypes_api"}
+_INSTALL = {
+    "llama.cpp": 'CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python',
+    "ik_llama.cpp": "pip install ik-llama-cpp-python",
+}
 
 
-def _library() -> Any:
+def _library(peer: str) -> Any:
+    """The bindings of ``peer``, "llama.cpp" or "ik_llama.cpp". Raises PeerMissingError."""
     try:
-        import llama_cpp  # type: ignore[import-not-found,unused-ignore]
+        return importlib.import_module(_BINDINGS[peer])
     except ImportError:
-        raise PeerMissingError(MISSING) from None
-    return llama_cpp
+        raise PeerMissingError(f"{peer} is not installed; {_INSTALL[peer]}, or leave this peer out") from None
 
 
-def system_info() -> str:
-    """Instruction sets and options of the build, in llama.cpp's own words."""
-    return str(_library().llama_print_system_info().decode())
+def _symbol(library: Any, name: str, arguments: Sequence[Any], result: Any) -> Any:
+    """A C function, also where the bindings of the fork do not list it."""
+    function = getattr(library, name, None)
+    if function is None:
+        function = getattr(library._lib, name)
+        function.argtypes, function.restype = list(arguments), result
+    return function
+
+
+def system_info(peer: str = "llama.cpp") -> str:
+    """Instruction sets and options of the build, in its own words. Raises PeerMissingError."""
+    return str(_symbol(_library(peer), "llama_print_system_info", [], ctypes.c_char_p)().decode())
 
 
 class LlamaCpp:
     """A model and one context on the processor, greedy: the next token is the argmax of the logits."""
 
-    def __init__(self, path: Path, *, threads: int, context: int) -> None:
-        self._c = _library()
+    def __init__(self, path: Path, *, threads: int, context: int, peer: str = "llama.cpp") -> None:
+        self._c = _library(peer)
         self._c.llama_backend_init()
-        self._quiet = self._c.llama_log_callback(lambda _level, _text, _data: None)  # kept alive: C calls it
-        self._c.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        self._be_quiet()
         model_params = self._c.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self._model = self._c.llama_model_load_from_file(str(path).encode(), model_params)
         if not self._model:
-            raise PeerMissingError(f"llama.cpp cannot load {path.name}; leave this peer out or give another file")
+            raise PeerMissingError(f"{peer} cannot load {path.name}; leave this peer out or give another file")
         params = self._c.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, 512, 512
         params.n_threads = params.n_threads_batch = threads
         self._context = self._c.llama_init_from_model(self._model, params)
         self.vocab_size = int(self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(self._model)))
+        self._bind_cache(peer)
         self.length = 0
+
+    def _be_quiet(self) -> None:
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+        callback = getattr(self._c, "llama_log_callback", callback)
+        self._quiet = callback(lambda _level, _text, _data: None)  # kept alive: C calls it
+        _symbol(self._c, "llama_log_set", [callback, ctypes.c_void_p], None)(self._quiet, ctypes.c_void_p(0))
+
+    def _bind_cache(self, peer: str) -> None:
+        """``_clear`` and ``_cut`` on the cache, which the fork calls by the names of older versions."""
+        self._clear: Callable[[], Any]
+        self._cut: Callable[[int], Any]
+        c, context = self._c, self._context
+        if peer == "llama.cpp":
+            memory = c.llama_get_memory(context)
+            self._clear = lambda: c.llama_memory_clear(memory, True)
+            self._cut = lambda length: c.llama_memory_seq_rm(memory, 0, length, -1)
+            return
+        integers = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]
+        remove = _symbol(c, "llama_kv_cache_seq_rm", integers, ctypes.c_bool)
+        self._clear = lambda: c.llama_kv_cache_clear(context)
+        self._cut = lambda length: remove(context, 0, length, -1)
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        self._clear()
         self.length = 0
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from position ``length`` on."""
         if length < self.length:
-            self._c.llama_memory_seq_rm(self._c.llama_get_memory(self._context), 0, length, -1)
+            self._cut(length)
             self.length = length
 
     def forward(self, token_ids: Sequence[int], *, num_logits: int = 1) -> npt.NDArray[np.float32]:
