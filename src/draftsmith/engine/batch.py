@@ -24,6 +24,8 @@ from draftsmith.types import Request, VerificationRule
 
 __all__ = ["Engine", "EngineStats"]
 
+_MOST_ROWS = 64  # of logits that a prompt is scored with at once; each may take half a megabyte
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -183,6 +185,7 @@ class Engine:
         tokens = self.limits.prefill_tokens_beside if others_wait else self.limits.prefill_tokens
         shares = dict(zip(reading, share_reading([task.unread for task in reading], tokens), strict=True))
         counts = {task: shares.get(task, 1) for task in self._roster.running}
+        counts |= {task: min(count, _MOST_ROWS) for task, count in counts.items() if task.scores_prompt}
         return {task: count for task, count in counts.items() if count}
 
     def _forward(self, counts: Mapping[Task, int]) -> dict[Task, Logits]:
@@ -206,6 +209,8 @@ class Engine:
             written = task.advance(logits, self._rule)
         except Exception as error:
             self._roster.remove(task, keep=False, error=error)
+            return
+        if written is None:
             return
         task.handle.put(written)
         if written.finish_reason is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from draftsmith.engine.options import MAX_DRAFT_TOKENS
 from draftsmith.errors import UsageError
 from draftsmith.speculate import Round, SpeculationCounter
-from draftsmith.types import Request, SpeculationStats, Timing
+from draftsmith.types import Request, SpeculationStats, Timing, TokenLogprobs
 
 __all__ = ["Handle", "RequestOptions", "RoundFilter"]
 
@@ -23,28 +23,35 @@ class RequestOptions:
     """How one request is to be served. None of this changes its tokens, except where ``round_filter`` ends the reply.
 
     ``draft``: whether to draft at all. ``num_draft_tokens``: how many a round, 0 for none; None leaves the choice to
-    the engine. Raises UsageError when it is out of range.
+    the engine. ``prompt_logprobs``: report the log-probabilities of the prompt's own tokens, with so many of the
+    likeliest for each; the prompt is then read as a whole, whatever caches there are. None: no report. Raises
+    UsageError for what is out of range.
     """
 
     draft: bool = True
     num_draft_tokens: int | None = None
     round_filter: RoundFilter | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
         if k is not None and not 0 <= k <= MAX_DRAFT_TOKENS:
             raise UsageError(f"num_draft_tokens is {k}; it must be from 0 (no draft) to {MAX_DRAFT_TOKENS}")
+        if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= 100:
+            raise UsageError(f"prompt_logprobs is {self.prompt_logprobs}; it must be from 0 to 100")
 
 
 class Handle:
     """One submitted request. The engine's thread puts rounds in, any one thread may take them out.
 
     A request ends in one of three ways: its last round has a finish_reason; it was cancelled; it failed (``error``).
+    ``prompt_logprobs``: those of the prompt's tokens but the first, where they were asked for, from the first round on.
     """
 
     def __init__(self, request: Request, drafter: str | None, wake: Callable[[], object] | None) -> None:
         """``drafter`` is the name for the statistics. ``wake`` is called, in the engine's thread, for all news."""
         self.request = request
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._rounds: deque[Round] = deque()
         self._counter = SpeculationCounter(drafter) if drafter is not None else None
         self._wake = wake

@@ -109,6 +109,8 @@ class Roster:
         """A cache that holds as much as possible of the task's text, how to get a draft session that goes with it, and
         how many tokens the two texts share.
         """
+        if task.scores_prompt:
+            return self._model.new_cache(), None, 0
         entry, shared = self.kept.best(task.ids)
         session = entry.give_session if entry is not None and task.drafts else None
         held, lender = max(self._lenders(task), key=lambda lender: lender[0], default=(0, None))
@@ -128,7 +130,7 @@ class Roster:
         """Whether another text will soon hold much more of this one's beginning than any cache does now."""
         coming = [shared_prefix(other.ids, task.ids) for other in self.running if not other.writing]
         best = min(max(coming, default=0), len(task.ids) - 1)
-        if best < _WORTH_WAITING_FOR:
+        if task.scores_prompt or best < _WORTH_WAITING_FOR:
             return False
         held = max((held for held, _ in self._lenders(task)), default=best)
         return best - max(held, self.kept.best(task.ids)[1]) >= _WORTH_WAITING_FOR

@@ -6,11 +6,11 @@ from collections.abc import Collection
 
 from draftsmith.engine.handle import Handle, RequestOptions
 from draftsmith.model.protocol import KVCache, Logits, TokenRun
-from draftsmith.sampling import Noise, TextState
+from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.loop import as_round, record, target_distributions
-from draftsmith.types import Draft, Request, VerificationRule
+from draftsmith.types import Draft, Request, TokenLogprobs, VerificationRule
 
 __all__ = ["NO_DRAFT", "Task"]
 
@@ -54,6 +54,7 @@ class Task:
         self._text = TextState(request)
         self._ends = frozenset() if request.sampling.ignore_eos else frozenset(eos_ids)
         self._draft = NO_DRAFT
+        self._prompt_logprobs: list[TokenLogprobs] = []
 
     @property
     def cache(self) -> KVCache:
@@ -82,6 +83,12 @@ class Task:
         return self.unread == 1 and len(self.ids) > len(self.request.prompt_ids)
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the next tokens are read for the log-probabilities of the prompt, too."""
+        wanted = len(self.request.prompt_ids) - 1 if self.options.prompt_logprobs is not None else 0
+        return len(self._prompt_logprobs) < wanted
+
+    @property
     def max_draft(self) -> int:
         """Draft tokens that can still be of use: the bonus token comes on top of them."""
         return self.end - len(self.ids) - 1
@@ -108,14 +115,20 @@ class Task:
         """Read the next ``count`` tokens of the text; with the last of them, the draft, and logits for all that."""
         begin, draft = self.cache.length, self._draft.token_ids
         if begin + count < len(self.ids):
-            return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=0)
-        return TokenRun(self.cache, [*self.ids[begin:], *draft], num_logits=len(draft) + 1)
+            return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=count if self.scores_prompt else 0)
+        rows = count if self.scores_prompt else 1
+        return TokenRun(self.cache, [*self.ids[begin:], *draft], num_logits=len(draft) + rows)
 
-    def advance(self, logits: Logits, rule: VerificationRule) -> Round:
+    def advance(self, logits: Logits, rule: VerificationRule) -> Round | None:
         """One round of ``speculate.loop``, from logits to tokens: adds them to the text and settles caches and policy.
 
-        Whatever is raised (unusable logits) leaves the task in doubt: it must not go on.
+        None where the prompt is scored and not yet read to its end. Whatever is raised (unusable logits) leaves the
+        task in doubt: it must not go on.
         """
+        if self.scores_prompt:
+            logits = self._score_prompt(logits)
+            if self.scores_prompt or not len(logits):
+                return None
         params, start, draft, self._draft = self.request.sampling, len(self.ids), self._draft, NO_DRAFT
         verdict = verify(draft, target_distributions(logits, draft, self._text), rule, self._noise, start)
         written = as_round(verdict, self._ends, room=self.end - start, logits=logits, params=params)
@@ -131,8 +144,19 @@ class Task:
             record(self._text, self.ids[len(self.request.prompt_ids) + self._text.reply_length :])
         return written
 
+    def _score_prompt(self, logits: Logits) -> Logits:
+        """Take the rows that tell of the prompt's own tokens, in order; what is left tells of the reply."""
+        told = self.request.prompt_ids[len(self._prompt_logprobs) + 1 :][: len(logits)]
+        top = self.options.prompt_logprobs or 0
+        self._prompt_logprobs += [logprobs_of(row, i, top) for row, i in zip(logits, told, strict=False)]
+        if not self.scores_prompt:
+            self.handle.prompt_logprobs = tuple(self._prompt_logprobs)
+        return logits[len(told) :]
+
     def drop(self) -> None:
         """Give up caches, session and draft; the text stays."""
+        if self.scores_prompt:
+            self._prompt_logprobs = []  # the prompt is read again from its beginning
         self._cache = self.session = None
         self.drafter_read = 0
         self._draft = NO_DRAFT
