@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from draftsmith.checkpoint.atomic import atomic_file, require_space
 from draftsmith.checkpoint.config import ModelConfig, RopeConfig
 from draftsmith.checkpoint.gguf_model import GLOBAL_NAMES, LAYER_NAMES, interleaved_rows
 from draftsmith.checkpoint.gguf_reader import DEFAULT_ALIGNMENT, GGUF_MAGIC
 from draftsmith.checkpoint.layout import expected_tensors
+from draftsmith.checkpoint.progress import Progress, no_progress
 from draftsmith.checkpoint.rope import rope_frequencies
-from draftsmith.checkpoint.tensor import Tensor
+from draftsmith.checkpoint.tensor import LazyTensor, Tensor, WritableTensor
 from draftsmith.errors import CheckpointError, UnsupportedModel
 from draftsmith.quant import BlockType
 
@@ -27,18 +30,21 @@ UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64 = 4, 5, 6, 7, 8, 9, 1
 CODES: Final = {UINT32: "<I", INT32: "<i", FLOAT32: "<f", BOOL: "<?", UINT64: "<Q", INT64: "<q"}
 
 
-def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Tensor]) -> None:
+def write_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Iterable[WritableTensor], progress: Progress = no_progress
+) -> None:
     """Write a file with these entries and tensors, in this order, atomically.
 
     Values are bool, int (stored in 32 bits where it fits, unsigned unless negative), float (in 32 bits), str, or a
-    sequence of one of these, not empty (whole numbers in arrays are signed, as readers of token types expect).
+    sequence of one of these; an empty one is of texts. Whole numbers in arrays are signed, as readers of token types
+    expect. ``progress`` is told the bytes of tensors written and their sum.
     Raises DiskFull and ResourceError as atomic_file does, TypeError for a value of another type.
     """
     tensors = list(tensors)
     header = bytearray(GGUF_MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
     for key, value in metadata.items():
         header += _text(key) + _typed(value)
-    offset = 0
+    offset = done = 0
     for tensor in tensors:
         dims = tuple(reversed(tensor.shape))
         header += _text(tensor.name) + struct.pack(
@@ -52,10 +58,16 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable[Tensor
         for tensor in tensors:
             file.write(tensor.data.data)
             file.write(bytes(_padded(tensor.num_bytes) - tensor.num_bytes))
+            done += _padded(tensor.num_bytes)
+            progress(done, offset)
 
 
 def write_gguf_model(
-    path: Path, config: ModelConfig, tensors: Mapping[str, Tensor], tokenizer: Mapping[str, Any] | None = None
+    path: Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor] | Mapping[str, LazyTensor],
+    tokenizer: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Write a model with canonical names as the GGUF file that llama.cpp expects; blocks are kept as they are.
 
@@ -65,22 +77,27 @@ def write_gguf_model(
     interleaved = config.architecture in ("llama", "mistral")
     names = {canonical: name for name, canonical in GLOBAL_NAMES.items()}
     parts = {canonical: name for name, canonical in LAYER_NAMES.items()}
-    stored = _rope_factors(config)
+    stored: list[WritableTensor] = [*_rope_factors(config)]
     for canonical in expected_tensors(config):
         if canonical not in tensors:
             raise CheckpointError(f"the tensor {canonical} is missing; {path} cannot be written")
         tensor, name = tensors[canonical], names.get(canonical)
-        data = tensor.data
+        order = None
         if name is None:
             _, _, layer, part = canonical.split(".", 3)
             module, kind = part.rsplit(".", 1)
             name = f"blk.{layer}.{parts[module]}.{kind}"
             heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}.get(module)
             if interleaved and heads is not None:
-                rows = interleaved_rows(heads, config.head_dim)
-                data = data.reshape(rows.size, -1)[rows].reshape(-1)
-        stored.append(Tensor(name, tensor.block_type, tensor.shape, data))
-    write_gguf(path, {**_config_metadata(config), **(tokenizer or {})}, stored)
+                order = interleaved_rows(heads, config.head_dim)
+        stored.append(LazyTensor(name, tensor.block_type, tensor.shape, partial(_data, tensor, order)))
+    write_gguf(path, {**_config_metadata(config), **(tokenizer or {})}, stored, progress)
+
+
+def _data(tensor: WritableTensor, order: npt.NDArray[np.int64] | None) -> npt.NDArray[np.uint8]:
+    """The tensor's data with its rows in this order."""
+    data = tensor.data
+    return data if order is None else data.reshape(order.size, -1)[order].reshape(-1)
 
 
 def _config_metadata(config: ModelConfig) -> dict[str, Any]:
@@ -163,7 +180,7 @@ def _typed(value: Any) -> bytes:
         return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, Sequence):
         if not value:
-            raise TypeError("an empty array has no type; leave the entry out")
+            return struct.pack("<IIQ", ARRAY, STRING, 0)
         kind = _kind(value[0]) if not isinstance(value[0], int) or isinstance(value[0], bool) else INT32
         items = b"".join(_text(item) if kind == STRING else struct.pack(CODES[kind], item) for item in value)
         return struct.pack("<IIQ", ARRAY, kind, len(value)) + items

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from draftsmith.quant import BlockType, dequantize
 
-__all__ = ["Tensor"]
+__all__ = ["LazyTensor", "Tensor", "WritableTensor"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,3 +51,64 @@ class Tensor:
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 of the tensor's shape: the values that the blocks stand for."""
         return dequantize(self.block_type, self.data, self.shape)
+
+    def dequantize_rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """float32 [stop - start, cols]: some rows of a matrix, without unfolding the others."""
+        rows = self.stored.reshape(self.shape[0], -1)
+        chosen = rows[start:stop] if self.row_order is None else rows[self.row_order[start:stop]]
+        return dequantize(self.block_type, chosen.reshape(-1), (stop - start, self.shape[1]))
+
+
+class WritableTensor(Protocol):
+    """What a file writer needs: the header's facts at once, the data when its turn comes."""
+
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+        ...
+
+    @property
+    def block_type(self) -> BlockType:
+        """How it is stored."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n,) or (rows, cols)."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data."""
+        ...
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """uint8 [num_bytes], row-major."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LazyTensor:
+    """A tensor that is made when it is written, so that a whole model need not lie in memory.
+
+    ``make`` gives uint8 [num_bytes] of the block type and shape, each time anew.
+    """
+
+    name: str
+    block_type: BlockType
+    shape: tuple[int, ...]
+    make: Callable[[], npt.NDArray[np.uint8]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data."""
+        return math.prod(self.shape[:-1]) * self.block_type.row_bytes(self.shape[-1])
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """uint8 [num_bytes], row-major."""
+        made = self.make()
+        if made.size != self.num_bytes:
+            raise ValueError(f"{self.name} was made with {made.size} bytes, not {self.num_bytes}")
+        return made

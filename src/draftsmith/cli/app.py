@@ -16,9 +16,11 @@ from draftsmith.cli import (
     certify,
     chat,
     evaluate,
+    export,
     generate,
     models,
     plan,
+    quantize,
     replay,
     report_page,
     serve,
@@ -72,6 +74,8 @@ def build() -> typer.Typer:
     add_command(app, card.card)
     add_command(app, serve.serve)
     add_command(app, train.train)
+    add_command(app, quantize.quantize)
+    app.add_typer(export.build(), name="export")
     app.add_typer(models.build(), name="models")
     return app
 

@@ -24,7 +24,16 @@ http://example.org/a?b=c&d=%20e user@example.com C:\\path\\to\\file.txt ~/.confi
 """
 
 
-def differing_line(left: Tokenizer, right: Tokenizer) -> str | None:
-    """The first line of the probe that the two encode differently; the whole text counts too; None when all agree."""
-    lines = [*PROBE.splitlines(keepends=True), PROBE, "", " ", "a"]
-    return next((line for line in lines if left.encode(line) != right.encode(line)), None)
+def differing_line(left: Tokenizer, right: Tokenizer, *, inside: bool = False) -> str | None:
+    """The first line of the probe that the two encode differently; the whole text counts too; None when all agree.
+
+    ``inside``: as parts of a longer text, so that a space put before its beginning does not count.
+    """
+    for line in (*PROBE.splitlines(keepends=True), PROBE, "", " ", "a"):
+        if inside:
+            ids = [tokenizer.encode_piece(line, after="text") for tokenizer in (left, right)]
+        else:
+            ids = [tokenizer.encode(line) for tokenizer in (left, right)]
+        if ids[0] != ids[1]:
+            return line
+    return None
