@@ -55,6 +55,9 @@ class ModelOptions:
     draft_device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda[:N]|mps", help="The draft model's, if not the target's.")
     ] = None
+    exact: Annotated[
+        bool, typer.Option("--exact", help="On torch: the same text, to the token, with a drafter as without.")
+    ] = False
     dtype: Annotated[
         str,
         typer.Option(metavar="auto|float32|bfloat16|float16", help="Precision of weights that are not quantised."),
@@ -86,6 +89,7 @@ class ModelOptions:
             "device": self.device,
             "draft_backend": self.draft_backend,
             "draft_device": self.draft_device,
+            "exact": self.exact,
             "dtype": self.dtype,
             "quantize": None if self.quantize == "none" else self.quantize,
             "num_draft_tokens": _draft_length(self.num_draft_tokens),

@@ -19,7 +19,7 @@ from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
 from draftsmith.engine.grammar import GrammarCompiler
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
-from draftsmith.engine.options import DEFAULT_TARGET, EngineOptions, Progress, no_progress
+from draftsmith.engine.options import DEFAULT_TARGET, Backend, EngineOptions, Progress, no_progress
 from draftsmith.engine.reply import Reply
 from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
@@ -51,7 +51,11 @@ class LLM:
         draft: DraftChoice = "auto",
         *,
         prompt_format: str | None = None,
-        backend: str = "native",
+        backend: Backend = "auto",
+        device: str = "auto",
+        draft_backend: Backend | None = None,
+        draft_device: str | None = None,
+        exact: bool = False,
         dtype: Dtype = "auto",
         quantize: Quantize | None = None,
         num_draft_tokens: int | Literal["auto"] = "auto",
@@ -65,7 +69,12 @@ class LLM:
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"auto"`` (the
         best that there is for the target; prompt lookup so far), ``"none"`` or None. ``prompt_format``: for ``chat``;
-        None is the model's own template, or else Alpaca. ``quantize``: None, ``"4bit"`` or ``"8bit"``.
+        None is the model's own template, or else Alpaca. ``backend``: ``"native"``, ``"torch"`` or ``"auto"``, which
+        takes torch for what native does not run and where there is a GPU for a Hugging Face folder. ``device``: for
+        torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. ``draft_backend`` and ``draft_device``:
+        those of the draft model, where it is not to run as the target does. ``exact``: on torch, make the text that a
+        drafter helps with identical to the one without, at the price of wider steps (native always is). ``quantize``:
+        None, ``"4bit"`` or ``"8bit"``.
         ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
         the same text as no drafter.
 
@@ -73,6 +82,10 @@ class LLM:
         """
         self._options = EngineOptions(
             backend=backend,
+            device=device,
+            draft_backend=draft_backend,
+            draft_device=draft_device,
+            exact=exact,
             dtype=dtype,
             quantize=quantize,
             num_draft_tokens=num_draft_tokens,

@@ -84,6 +84,7 @@ def _load_torch(path: Path, name: str, options: EngineOptions, progress: Progres
         device=options.device,
         max_context=options.max_context,
         threads=options.threads,
+        exact=options.exact,
     )
     model = load_torch_model(path, name, wanted)
     return LoadedModel(name, model, Tokenizer.from_folder(path) if path.is_dir() else open_checkpoint(path).tokenizer())

@@ -38,7 +38,8 @@ def no_progress(what: str, done: int, total: int) -> None:
 class EngineOptions:
     """The arguments of ``LLM`` that are not models; they mean the same for target and draft.
 
-    ``draft_backend`` and ``draft_device``: where the draft model runs, if not as the target does.
+    ``draft_backend`` and ``draft_device``: where the draft model runs, if not as the target does. ``exact``: of the
+    torch backend; native always is.
 
     Raises UsageError on construction for values out of range.
     """
@@ -47,6 +48,7 @@ class EngineOptions:
     device: str = "auto"
     draft_backend: Backend | None = None
     draft_device: str | None = None
+    exact: bool = False
     dtype: Dtype = "auto"
     quantize: Quantize | None = None
     num_draft_tokens: int | Literal["auto"] = "auto"
@@ -72,4 +74,4 @@ class EngineOptions:
         backend, device = self.draft_backend or self.backend, self.draft_device or self.device
         if self.draft_backend == "native" and self.draft_device is None:
             device = "auto"  # the target's may be one that native does not have
-        return replace(self, backend=backend, device=device, draft_backend=None, draft_device=None)
+        return replace(self, backend=backend, device=device, draft_backend=None, draft_device=None, exact=False)

@@ -4,6 +4,9 @@ Every attention layer keeps all its keys and values, sliding layers too: the mod
 their windows. So forgetting tokens is a change of one number, and exact, where a cache that has thrown away what left
 the window could not go back.
 
+In steps (``whole_blocks``) a layer shows its keys and values in whole blocks of 64 positions, zeros after the last one:
+masked, they add nothing, and the shapes that attention is computed in change only from block to block.
+
 Shape legend: H key/value heads, P positions, T new tokens, D size of a head.
 """
 
@@ -28,9 +31,10 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     is_croppable = True
 
-    def __init__(self, capacity: int, *, sliding: bool) -> None:
+    def __init__(self, capacity: int, *, sliding: bool, whole_blocks: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
+        self.whole_blocks = whole_blocks
         self.length = 0
         self.is_sliding = sliding
 
@@ -43,7 +47,7 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [1, H, T, D]; returns all that is held, [1, H, length, D]."""
+        """Append [1, H, T, D]; returns all that is held, [1, H, length, D], or whole blocks."""
         del args, kwargs
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -52,11 +56,12 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         keys[:, :, begin:end] = key_states
         values[:, :, begin:end] = value_states
         self.length = end
-        return keys[:, :, :end], values[:, :, :end]
+        shown = self._shown(end)
+        return keys[:, :, :shown], values[:, :, :shown]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """What the model's masks are made for: (positions, the first of them)."""
-        return self.length + query_length, 0
+        return self._shown(self.length + query_length), 0
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -67,14 +72,28 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.capacity
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a position; 0 before the first one."""
+        tensors = (self.keys, self.values) if self.is_initialized else ()
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in tensors if t is not None)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that are allocated."""
-        tensors = (self.keys, self.values) if self.is_initialized else ()
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        return self.row_bytes * self.num_allocated
+
+    @property
+    def num_allocated(self) -> int:
+        """Positions that there is room for."""
+        return 0 if self.keys is None else int(self.keys.shape[2])
+
+    def growth(self, needed: int) -> int:
+        """Bytes that room for ``needed`` positions will take beyond what is there."""
+        return max(0, self._size_for(needed) - self.num_allocated) * self.row_bytes
 
     def copy(self, length: int) -> GrowingLayer:
         """Another layer with the first ``length`` tokens."""
-        other = GrowingLayer(self.capacity, sliding=self.is_sliding)
+        other = GrowingLayer(self.capacity, sliding=self.is_sliding, whole_blocks=self.whole_blocks)
         if self.is_initialized and self.keys is not None and self.values is not None:
             other.lazy_initialization(self.keys, self.values)
             if length:
@@ -87,19 +106,28 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if keys is None or values is None:
             raise RuntimeError("the layer was not initialised")
         if keys.shape[2] < needed:
-            size = allocated(needed, self.capacity)
-            keys, values = (_grown(old, size, self.length) for old in (keys, values))
+            keys, values = (_grown(old, self._size_for(needed), self.length) for old in (keys, values))
             self.keys, self.values = keys, values
         return keys, values
 
+    def _shown(self, length: int) -> int:
+        return round_up(length) if self.whole_blocks else length
 
-def allocated(needed: int, capacity: int) -> int:
-    """How many positions are allocated when ``needed`` are: more, in whole blocks, but never above ``capacity``."""
-    return min(max(capacity, needed), -(-int(needed * GROWTH) // BLOCK) * BLOCK)
+    def _size_for(self, needed: int) -> int:
+        """How many positions are allocated when ``needed`` are: more, in whole blocks, but not beyond the capacity."""
+        if needed <= self.num_allocated:
+            return self.num_allocated
+        capacity = max(self.capacity, needed)
+        return min(round_up(capacity) if self.whole_blocks else capacity, round_up(int(needed * GROWTH)))
+
+
+def round_up(length: int) -> int:
+    """In whole blocks."""
+    return -(-length // BLOCK) * BLOCK
 
 
 def _grown(old: torch.Tensor, size: int, length: int) -> torch.Tensor:
-    new = old.new_empty((*old.shape[:2], size, old.shape[3]))
+    new = old.new_zeros((*old.shape[:2], size, old.shape[3]))  # what is masked must be finite
     new[:, :, :length] = old[:, :, :length]
     return new
 
@@ -131,10 +159,10 @@ def _cannot_forget(name: str, kind: str) -> UnsupportedModel:
 class TorchCache:
     """See ``protocol.KVCache``; also ``SharedCache`` of the engine. Make one with ``TorchModel.new_cache``."""
 
-    def __init__(self, kinds: tuple[bool | None, ...], capacity: int) -> None:
-        self._kinds = kinds
+    def __init__(self, kinds: tuple[bool | None, ...], capacity: int, *, whole_blocks: bool = False) -> None:
+        """``kinds``: see ``layer_kinds``."""
         self._capacity = capacity
-        self._set([_dummy() if kind is None else GrowingLayer(capacity, sliding=kind) for kind in kinds])
+        self._set([_layer(kind, capacity, whole_blocks) for kind in kinds])
 
     def _set(self, layers: list[Any]) -> None:
         self.states = Cache(layers=layers)  # what the model reads and writes
@@ -160,6 +188,11 @@ class TorchCache:
         """Bytes that are allocated."""
         return sum(layer.num_bytes for layer in self._layers)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a position; 0 before the first one."""
+        return sum(layer.row_bytes for layer in self._layers)
+
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on."""
         if not 0 <= length <= self.length:
@@ -175,23 +208,16 @@ class TorchCache:
         """Another cache with a copy of the first ``length`` tokens."""
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of {self.length} tokens has no first {length}")
-        other = TorchCache(self._kinds, self._capacity)
+        other = TorchCache((), self._capacity)
         other._set([layer.copy(length) if isinstance(layer, GrowingLayer) else layer for layer in self.states.layers])
         return other
 
     def growth(self, count: int) -> int:
         """Bytes that it takes to append ``count`` tokens to a cache that has held some; 0 for a fresh one."""
-        needed = self.length + count
-        return sum(_growth(layer, needed) for layer in self._layers)
+        return sum(layer.growth(self.length + count) for layer in self._layers)
 
 
-def _dummy() -> DummyLayer:
-    return DummyLayer()  # type: ignore[no-untyped-call]
-
-
-def _growth(layer: GrowingLayer, needed: int) -> int:
-    if layer.keys is None or layer.values is None or layer.keys.shape[2] >= needed:
-        return 0
-    positions = allocated(needed, layer.capacity) - layer.keys.shape[2]
-    row = sum(t.shape[1] * t.shape[3] * t.element_size() for t in (layer.keys, layer.values))
-    return positions * row
+def _layer(kind: bool | None, capacity: int, whole_blocks: bool) -> GrowingLayer | DummyLayer:
+    if kind is None:
+        return DummyLayer()  # type: ignore[no-untyped-call]
+    return GrowingLayer(capacity, sliding=kind, whole_blocks=whole_blocks)

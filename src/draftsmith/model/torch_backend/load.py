@@ -25,7 +25,9 @@ from draftsmith.model.torch_backend.rope import fix_frequencies
 
 __all__ = ["TorchOptions", "load_torch_model", "pick_device"]
 
+EXACT_WIDTH = 8  # a draft of 7 and the token before it, which a GPU checks in about the time of one
 DEFAULT_CONTEXT = 2048  # of models that state none
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as configurations call them
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.6, "8bit": 1.1}
 
 
@@ -33,6 +35,7 @@ _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "4bit": 0.6, "8bit": 
 class TorchOptions:
     """How to load. ``device``: ``auto`` (the GPUs if there are any, else the processor), ``cpu``, ``cuda``, ``cuda:N``
     or ``mps``. ``dtype`` auto: what the file states. ``threads``: of torch, for all its models in this process.
+    ``exact``: logits are to be the same, to the bit, however many tokens are checked together.
     """
 
     dtype: Dtype = "auto"
@@ -40,6 +43,7 @@ class TorchOptions:
     device: str = "auto"
     max_context: int | None = None
     threads: int | None = None
+    exact: bool = False
 
 
 def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel:
@@ -55,9 +59,28 @@ def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel
     try:
         load = _load_folder if path.is_dir() else _load_gguf
         module, context = load(path, name, options, device)
-        return TorchModel(module, max_context=context, name=name)
+        model = TorchModel(module, max_context=context, name=name, exact_width=EXACT_WIDTH if options.exact else None)
+        if options.exact:
+            _check_exact(model)
+        return model
     except (torch.OutOfMemoryError, MemoryError):
         raise OutOfMemory(f"{device} has not enough memory for {name}; quantise it or take a smaller model") from None
+
+
+def _check_exact(model: TorchModel) -> None:
+    """Raises UsageError when logits depend on how many tokens are checked together all the same."""
+    text = model.module.config.get_text_config(decoder=True)
+    if any((getattr(text, key, None) or 0) > 1 for key in _EXPERTS):
+        raise UsageError(
+            f"exact is on, but each expert of {model.name} sees as many tokens as happen to choose it, so its sums "
+            "cannot be of one shape; leave exact out"
+        )
+    difference = model.find_difference()
+    if difference is not None:
+        raise UsageError(
+            f"exact is on, but {model.name} on {model.device} in {str(model.dtype).removeprefix('torch.')} gives other "
+            f"logits (by up to {difference:.2g}) when tokens are checked together; leave it out or take native"
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,17 +22,25 @@ MAX_ROWS = 2048  # tokens that go through the model at once: attention masks gro
 class TorchModel:
     """Runs are computed one after another, so what a sequence gets does not depend on the batch.
 
-    It depends, in the last bits, on how many tokens are read at once: ``docs/backends.md`` says what follows from that.
+    It depends, in the last bits, on how many tokens are read at once, since matrix products of other shapes add up in
+    another order. ``exact_width`` w undoes that: all that is written and checked goes through the model in steps of w
+    tokens, filled up with others that are forgotten at once, so that one token and w have the same shapes everywhere.
+    ``find_difference`` tells whether the bits are then the same. See ``docs/backends.md``.
     """
 
-    def __init__(self, module: Any, *, max_context: int, name: str = "the model") -> None:
+    def __init__(
+        self, module: Any, *, max_context: int, name: str = "the model", exact_width: int | None = None
+    ) -> None:
         """``module``: a ``transformers`` causal language model, ready to run where it is to stay.
 
         Raises UnsupportedModel when its layers cannot forget tokens, or it does not use the cache it is given.
         """
         self.module = module
         self.name = name
-        self._max_context = max_context
+        self.exact_width = exact_width
+        self._max_context = max_context - (exact_width - 1 if exact_width else 0)  # what fills up has positions, too
+        if self._max_context < 1:
+            raise UsageError(f"max_context is {max_context}; exact needs at least {exact_width}")
         self._kinds = layer_kinds(module.config, name)
         inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
         if getattr(module, "_is_stateful", False) or outputs is None or all(kind is None for kind in self._kinds):
@@ -74,7 +82,7 @@ class TorchModel:
         size = self._max_context if capacity is None else capacity
         if not 1 <= size <= self._max_context:
             raise UsageError(f"a cache of {size} tokens was asked for; the model's context is {self._max_context}")
-        return self._registered(TorchCache(self._kinds, size))
+        return self._registered(TorchCache(self._kinds, size, whole_blocks=self.exact_width is not None))
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         """Append every run to its cache; see ``protocol.Model.forward``.
@@ -111,18 +119,59 @@ class TorchModel:
         return cache
 
     def _read(self, run: TokenRun, cache: TorchCache) -> Logits:
-        """float32 [R, vocab_limit or V]; a long run goes through in parts, of which the last has the rows."""
+        """float32 [R, vocab_limit or V]."""
         ids = list(run.token_ids)
-        last = max(run.num_logits, (len(ids) - 1) % MAX_ROWS + 1)
+        if self.exact_width is not None and (run.num_logits > 1 or len(ids) <= self.exact_width):
+            rows = self._in_fixed_steps(ids, run.num_logits, cache, self.exact_width)
+        else:
+            rows = self._at_once(ids, run.num_logits, cache)
+        return np.asarray(rows[:, : run.vocab_limit].float().cpu().numpy(), np.float32)
+
+    def _at_once(self, ids: list[int], num_logits: int, cache: TorchCache) -> torch.Tensor:
+        """[R, V]; what is longer than MAX_ROWS goes through in parts, of which the last has all the rows."""
+        last = max(num_logits, (len(ids) - 1) % MAX_ROWS + 1)
         for begin in range(0, len(ids) - last, MAX_ROWS):
             self._step(ids[begin : min(begin + MAX_ROWS, len(ids) - last)], cache, 1)
-        rows = self._step(ids[len(ids) - last :], cache, max(1, run.num_logits))
-        rows = rows[rows.shape[0] - run.num_logits :, : run.vocab_limit]
-        return np.asarray(rows.float().cpu().numpy(), np.float32)
+        rows = self._step(ids[len(ids) - last :], cache, max(1, num_logits))
+        return rows[rows.shape[0] - num_logits :]
+
+    def _in_fixed_steps(self, ids: list[int], num_logits: int, cache: TorchCache, width: int) -> torch.Tensor:
+        """[R, V]; what comes before the rows is read at once, if it is longer than a step."""
+        before = len(ids) - num_logits if len(ids) > width else 0
+        if before:
+            self._at_once(ids[:before], 0, cache)
+        rows = []
+        for begin in range(before, len(ids), width):
+            piece, length = ids[begin : begin + width], cache.length
+            step = self._step(piece + [0] * (width - len(piece)), cache, width)
+            cache.reset_length(length + len(piece))
+            rows.append(step[: len(piece)])
+        whole = torch.cat(rows)
+        return whole[whole.shape[0] - num_logits :]
+
+    def find_difference(self) -> float | None:
+        """Read a text token by token and in steps of several sizes. None when all bits of all logits are the same, else
+        the largest difference. Needs a context of 96 tokens or more; of less, the text is as long.
+        """
+        length = min(96, self._max_context)
+        ids = [(7919 * i + 13) % self._num_ids for i in range(length)]
+        begin = length // 3
+        one, several = self.new_cache(), self.new_cache()
+        self.forward([TokenRun(one, ids[:begin], num_logits=0), TokenRun(several, ids[:begin], num_logits=0)])
+        worst = 0.0
+        size = 2
+        while begin < length:
+            piece = ids[begin : begin + size]
+            [rows] = self.forward([TokenRun(several, piece, num_logits=len(piece))])
+            for token_id, row in zip(piece, rows, strict=True):
+                [alone] = self.forward([TokenRun(one, [token_id])])
+                worst = max(worst, float(np.abs(alone[0] - row).max()))
+            begin, size = begin + len(piece), size % 12 + 1
+        return worst or None
 
     @torch.inference_mode()
     def _step(self, ids: list[int], cache: TorchCache, rows: int) -> torch.Tensor:
-        """[rows, V] on the device."""
+        """[rows, V] on the device, of the last tokens."""
         options = {"logits_to_keep": rows} if self._keeps_logits else {}
         given = torch.tensor([ids], device=self.device)
         output = self.module(input_ids=given, past_key_values=cache.states, use_cache=True, **options)
@@ -142,4 +191,4 @@ class TorchModel:
             raise UnsupportedModel(f"{self.name} keeps its keys and values in a way of its own; take another model")
         if rows.shape[1] != self._vocab_size:
             self._vocab_size = int(rows.shape[1])
-        return cache.num_bytes
+        return cache.row_bytes
