@@ -91,13 +91,14 @@ def test_eval_runs_all_its_tasks(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("abc def " * 40)
-    tasks = ("perplexity", "passkey", "needle", "acceptance", "--text", str(text), "--context", "128")
-    grid = ("--lengths", "200", "--depths", "0,1", "--trials", "1", "--prompts", prompts, "--max-new-tokens", "8")
+    names = ("perplexity", "passkey", "needle", "variables", "words", "format", "acceptance")
+    tasks = (*names, "--text", str(text), "--context", "128", "--system", "Be brief.")
+    grid = ("--lengths", "400", "--depths", "0,1", "--trials", "1", "--prompts", prompts, "--max-new-tokens", "8")
     code, out, err = run(capsys, "eval", *tasks, *grid, "--target", models[0], "--json")
     assert (code, err) == (0, "")
     value = json.loads(out)
     check_schema(value, "eval")
-    assert list(value["tasks"]) == ["perplexity", "passkey", "needle", "acceptance"]
+    assert list(value["tasks"]) == list(names)
     code, out, err = run(capsys, "eval", "needle", *grid, "--target", models[0])
     assert (code, err) == (0, "")
     assert "## needle" in out

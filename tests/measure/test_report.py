@@ -56,6 +56,14 @@ EVAL = {
             "by_position": [{"start": 1, "end": 64, "tokens": 63, "perplexity": 10.0}],
         },
         "needle": GRID,
+        "variables": {
+            "accuracy": 0.4,
+            "by_length": [{"length": 512, "trials": 1, "accuracy": 0.4, "asked": 5, "found": 2, "perfect": 0}],
+        },
+        "format": {
+            "adherence": 0.5, "adherence_ci95": [0.1, 0.9], "replies": 2,
+            "by_turn": [{"turn": 1, "replies": 2, "kept": 1, "began_another": 1, "ran_on": 0, "empty": 0}],
+        },
         "acceptance": [
             {"temperature": 0.7, "context": 128, "replies": 2, "acceptance_rate": 0.5, "mean_acceptance_length": 2.0}
         ],
@@ -89,7 +97,7 @@ def test_every_picture_is_well_formed() -> None:
 def test_the_page_has_everything_and_needs_nothing() -> None:
     page = report_page([("bench.json", BENCH), ("eval.json", EVAL), ("plan.json", PLAN)])
     html = as_html(page)
-    assert html.count("<svg") == 3 + 2 + 1 + 1  # bench: categories, positions, costs, rounds; eval: 2; plan: 1
+    assert html.count("<svg") == 3 + 3 + 1 + 1  # bench: categories, positions, costs, rounds; eval: 3; plan: 1
     assert not re.search(r"https?:|<script|src=|@import|url\(", html)
     assert "prefers-color-scheme: dark" in html
     assert "code &lt;&amp;&gt;" in html

@@ -15,27 +15,32 @@ from draftsmith.errors import UsageError
 if TYPE_CHECKING:
     from draftsmith.engine import LLM
     from draftsmith.measure.needles import NeedleTask
+    from draftsmith.measure.ruler import RulerTask
 
 __all__ = ["eval_"]
 
-TASKS = ("perplexity", "passkey", "needle", "acceptance")
+TASKS = ("perplexity", "passkey", "needle", "variables", "words", "format", "acceptance")
+ASKS_PROMPTS = {"format", "acceptance"}
 
 
 def eval_(
-    tasks: Annotated[
-        list[str] | None, typer.Argument(metavar="[perplexity|passkey|needle|acceptance]...", show_default=False)
-    ] = None,
+    tasks: Annotated[list[str] | None, typer.Argument(metavar=f"[{'|'.join(TASKS)}]...", show_default=False)] = None,
     *,
     text: Annotated[str | None, typer.Option(metavar="FILE", help="perplexity: the text to read, UTF-8.")] = None,
     context: Annotated[int, typer.Option(metavar="N", help="perplexity: tokens of a window.")] = 1024,
     windows: Annotated[int, typer.Option(metavar="N", help="perplexity: at most N windows.")] = 16,
     lengths: Annotated[
-        str, typer.Option(metavar="N,N", help="passkey, needle: tokens of the prompts.")
+        str, typer.Option(metavar="N,N", help="passkey, needle, variables, words: tokens of the prompts.")
     ] = "512,1024,2048",
     depths: Annotated[
         str, typer.Option(metavar="P,P", help="passkey, needle: where the fact stands, 0 to 1.")
     ] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(metavar="N", help="passkey, needle: questions in each cell.")] = 2,
+    trials: Annotated[
+        int, typer.Option(metavar="N", help="passkey, needle, variables, words: questions in each cell.")
+    ] = 2,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="format: the instruction at the top of each conversation.")
+    ] = None,
     temperatures: Annotated[
         str, typer.Option(metavar="T,T", help="acceptance: temperatures to answer the prompts at.")
     ] = "0,0.7,1",
@@ -46,9 +51,10 @@ def eval_(
 ) -> None:
     """Evaluate a model.
 
-    perplexity: by position, over the windows of a text. passkey and needle: grids of length and depth, a fact in a text
-    of ours. acceptance: of the drafter, by temperature and by length of the prompt. Without a task: passkey and needle,
-    perplexity too if there is a text.
+    perplexity: by position, over the windows of a text. passkey and needle: grids of length and depth, a fact in a
+    text of ours. variables and words: several facts of one text (after RULER). format: whether replies keep to the
+    Alpaca format, turn by turn. acceptance: of the drafter, by temperature and by length of the prompt. Without a task:
+    passkey and needle, perplexity too if there is a text.
     """
     result.check()
     chosen = _chosen(tasks, text)
@@ -58,14 +64,16 @@ def eval_(
         _floats("--temperatures", temperatures),
     )
     words = _read(text) if text is not None else None
-    items = measure.items() if "acceptance" in chosen else ()
+    items = measure.items() if ASKS_PROMPTS.intersection(chosen) else ()
     with ProgressBars(quiet=result.quiet) as progress:
         from draftsmith.engine import LLM
 
         llm = LLM(progress=progress, **model.for_llm())
     from draftsmith.measure.acceptance import measure_acceptance
-    from draftsmith.measure.eval_output import acceptance_json, eval_text, grid_json
+    from draftsmith.measure.adherence import measure_adherence
+    from draftsmith.measure.eval_output import acceptance_json, adherence_json, eval_text, grid_json, ruler_json
     from draftsmith.measure.needles import measure_needles
+    from draftsmith.measure.ruler import measure_ruler
     from draftsmith.types import SamplingParams
 
     found: dict[str, Any] = {}
@@ -77,6 +85,12 @@ def eval_(
             elif task == "acceptance":
                 params = SamplingParams(max_new_tokens=measure.max_new_tokens, seed=seed)
                 found[task] = acceptance_json(measure_acceptance(llm, items, heats, params, ticker))
+            elif task == "format":
+                params = SamplingParams(greedy=True, max_new_tokens=measure.max_new_tokens)
+                found[task] = adherence_json(measure_adherence(llm, items, params, system=system, report=ticker))
+            elif task in ("variables", "words"):
+                ruler = cast("RulerTask", task)
+                found[task] = ruler_json(measure_ruler(llm, ruler, lengths_, trials=trials, seed=seed, report=ticker))
             else:
                 cells = measure_needles(
                     llm, cast("NeedleTask", task), lengths_, depths_, trials=trials, seed=seed, report=ticker

@@ -196,6 +196,8 @@ def _rows(kind: str, value: Any, words: Mapping[str, str]) -> list[tuple[str, st
     for task, found in value.get("tasks", {}).items():
         if task == "perplexity":
             rows.append((words["result_perplexity"], f"{found['perplexity']:.3f}"))
+        elif task == "format":
+            rows.append((words["result_format"], f"{found['adherence']:.0%}"))
         elif task != "acceptance":
             rows.append((words["result_found"].format(task=task), f"{found['accuracy']:.0%}"))
     return rows

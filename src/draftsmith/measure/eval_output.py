@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from draftsmith.measure.acceptance import AcceptanceRow
+from draftsmith.measure.adherence import TurnRow
 from draftsmith.measure.needles import GridCell
 from draftsmith.measure.perplexity import PerplexityResult
+from draftsmith.measure.ruler import LengthRow
 from draftsmith.measure.statistics import wilson_interval
 
-__all__ = ["acceptance_json", "eval_text", "grid_json", "perplexity_json"]
+__all__ = ["acceptance_json", "adherence_json", "eval_text", "grid_json", "perplexity_json", "ruler_json"]
 
 
 def perplexity_json(result: PerplexityResult) -> dict[str, Any]:
@@ -33,6 +35,45 @@ def grid_json(cells: Sequence[GridCell]) -> dict[str, Any]:
         "accuracy": hits / trials,
         "accuracy_ci95": list(wilson_interval(hits, trials)),
         "cells": [{"length": c.length, "depth": c.depth, "hits": c.hits, "trials": c.trials} for c in cells],
+    }
+
+
+def ruler_json(rows: Sequence[LengthRow]) -> dict[str, Any]:
+    """The share of the names that were found, over all prompts and by length."""
+    return {
+        "accuracy": sum(row.found for row in rows) / sum(row.asked for row in rows),
+        "by_length": [
+            {
+                "length": row.length,
+                "trials": row.trials,
+                "accuracy": row.found / row.asked,
+                "asked": row.asked,
+                "found": row.found,
+                "perfect": row.perfect,
+            }
+            for row in rows
+        ],
+    }
+
+
+def adherence_json(rows: Sequence[TurnRow]) -> dict[str, Any]:
+    """The share of replies that kept to the format, with Wilson's interval, and the counts by turn."""
+    kept, replies = sum(row.kept for row in rows), sum(row.replies for row in rows)
+    return {
+        "adherence": kept / replies,
+        "adherence_ci95": list(wilson_interval(kept, replies)),
+        "replies": replies,
+        "by_turn": [
+            {
+                "turn": row.turn,
+                "replies": row.replies,
+                "kept": row.kept,
+                "began_another": row.began_another,
+                "ran_on": row.ran_on,
+                "empty": row.empty,
+            }
+            for row in rows
+        ],
     }
 
 
@@ -90,9 +131,32 @@ def _acceptance_lines(found: list[dict[str, Any]]) -> list[str]:
     return [head, "|--:|--:|--:|--:|--:|--:|", *rows, "", note]
 
 
+def _ruler_lines(found: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {r['length']} | {r['accuracy']:.0%} | {r['found']}/{r['asked']} | {r['perfect']}/{r['trials']} |"
+        for r in found["by_length"]
+    ]
+    note = f"Named {found['accuracy']:.0%} of what was asked for. Perfect: replies that named all of it."
+    return ["| tokens | named | names | perfect |", "|--:|--:|--:|--:|", *rows, "", note]
+
+
+def _adherence_lines(found: dict[str, Any]) -> list[str]:
+    keys = ("turn", "replies", "kept", "began_another", "ran_on", "empty")
+    rows = ["| " + " | ".join(str(row[key]) for key in keys) + " |" for row in found["by_turn"]]
+    low, high = found["adherence_ci95"]
+    note = (
+        f"Kept to the format: {found['adherence']:.0%} [{low:.0%}, {high:.0%}] of {found['replies']} replies, which "
+        "say something, begin no other block and end with the end-of-text token. Ran on: longer than --max-new-tokens."
+    )
+    return ["| turn | replies | kept | began another | ran on | empty |", "|--:|--:|--:|--:|--:|--:|", *rows, "", note]
+
+
 _TABLES: dict[str, Callable[[Any], list[str]]] = {
     "perplexity": _perplexity_lines,
     "passkey": _grid_lines,
     "needle": _grid_lines,
+    "variables": _ruler_lines,
+    "words": _ruler_lines,
+    "format": _adherence_lines,
     "acceptance": _acceptance_lines,
 }

@@ -136,9 +136,34 @@ def _eval(value: dict[str, Any]) -> list[Section]:
             table = (head, *(tuple(f"{row[key]:.3g}" for key in keys) for row in found))
             note = "Acceptance rate: accepted / draft tokens. Mean acceptance length: bonus token included."
             sections.append(Section("Acceptance by temperature and context", (note,), table))
+        elif task in ("variables", "words"):
+            sections.append(_names(task, found))
+        elif task == "format":
+            sections.append(_adherence(found))
         else:
             sections.append(_grid(task, found))
     return sections
+
+
+def _names(task: str, found: dict[str, Any]) -> Section:
+    rows = [
+        Bar(f"{r['length']} tokens", r["accuracy"], f"{r['found']}/{r['asked']}, whole {r['perfect']}/{r['trials']}")
+        for r in found["by_length"]
+    ]
+    what = "Variables that hold a value, through four hops" if task == "variables" else "A list's five commonest words"
+    note = f"{what}: {found['accuracy']:.0%} named. Whole: replies that named all of them. After RULER."
+    return Section(f"Several facts: {task}", (note,), (), bars(task, rows, mark=1.0))
+
+
+def _adherence(found: dict[str, Any]) -> Section:
+    low, high = found["adherence_ci95"]
+    keys = ("turn", "replies", "kept", "began_another", "ran_on", "empty")
+    head = ("turn", "replies", "kept", "began another block", "ran on", "empty")
+    note = (
+        f"{found['adherence']:.0%} [{low:.0%}, {high:.0%}] of {found['replies']} replies kept to the Alpaca format: "
+        "they say something, begin no other block and end with the end-of-text token."
+    )
+    return Section("Format, turn by turn", (note,), (head, *(tuple(str(r[k]) for k in keys) for r in found["by_turn"])))
 
 
 def _grid(task: str, found: dict[str, Any]) -> Section:
