@@ -21,7 +21,7 @@ from draftsmith.train.models import Learner, load_learner, new_model, saved_fold
 from draftsmith.train.packing import pack
 from draftsmith.train.schema import DataSource, ExtendStage, InitStage
 from draftsmith.train.shapes import extended, kept_layers, shrunk_config, shrunk_weights
-from draftsmith.train.vocabulary import most_frequent, read_kept_ids, write_kept_ids
+from draftsmith.train.vocabulary import most_frequent, nearest_rows, prune, read_kept_ids, restore, write_kept_ids
 from draftsmith.types import Message
 from tests.support.hf_models import random_model
 from tests.support.made_tokenizers import byte_level_gguf, byte_level_json, sentencepiece_gguf
@@ -227,3 +227,40 @@ def test_the_kept_vocabulary_is_the_most_frequent_and_survives(tmp_path: Path) -
     assert saved.tolist() == kept.tolist()
     with pytest.raises(UsageError, match="keep_vocabulary is 300"):
         most_frequent(store, learner.tokenizer, 260, 300)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pruned_model_gives_the_kept_logits_and_is_whole_again_afterwards(tmp_path: Path, tied: bool) -> None:
+    learner = load_learner(str(tiny_folder(tmp_path / "tiny")))
+    model = learner.model
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    kept = torch.tensor([256, 104, 105, 33])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    head_before = model.get_output_embeddings().weight.detach().clone()
+    ids = torch.tensor([[104, 105, 33, 104]])
+    with torch.no_grad():
+        expected = model(ids).logits[..., kept]
+        prune(model, kept)
+        assert torch.allclose(model(ids).logits, expected, atol=1e-6)
+        assert model.get_input_embeddings().weight.shape[0] == 4
+        other = model(torch.tensor([[107]])).logits  # read as the kept id that is most like it
+        rows = nearest_rows(before["model.embed_tokens.weight"], kept)
+        assert torch.equal(other, model(kept[rows[107]].reshape(1, 1)).logits)
+        model.get_input_embeddings().weight[1] += 1.0
+        changed = model(ids).logits
+        restore(model, kept, None if tied else head_before)
+        assert torch.allclose(model(ids).logits[..., kept], changed, atol=1e-6)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(after[name].shape == before[name].shape for name in before)
+    assert torch.equal(after["model.embed_tokens.weight"][104], before["model.embed_tokens.weight"][104] + 1.0)
+    shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert shared == tied
+    if not tied:
+        assert torch.equal(model.get_output_embeddings().weight[107], head_before[107])
+
+
+def test_the_nearest_row_is_by_cosine() -> None:
+    embedding = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.1], [0.1, 0.2], [-1.0, 0.0]])
+    assert nearest_rows(embedding, torch.tensor([1, 0])).tolist() == [1, 0, 1, 0, 0]

@@ -202,8 +202,8 @@ def _optimizer(model: Any, stage: TrainingStage, device: torch.device) -> torch.
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (stage.adam_beta1, stage.adam_beta2)
-    on_gpu = device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=betas, eps=stage.adam_eps, fused=on_gpu or None)
+    fused = device.type == "cuda" or world().size == 1
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=betas, eps=stage.adam_eps, fused=fused or None)
 
 
 def _append(path: Path, record: Mapping[str, float]) -> int:

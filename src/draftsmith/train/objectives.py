@@ -16,6 +16,7 @@ from draftsmith.train.chunks import by_chunks, cross_entropy
 from draftsmith.train.divergences import DIVERGENCES, accepted_lengths, bucketed, renormalised
 from draftsmith.train.packing import PackedBatch
 from draftsmith.train.schema import DistillLoss
+from draftsmith.train.vocabulary import PrunedEmbedding
 
 __all__ = ["CrossEntropy", "Distillation", "Objective", "Preference", "hidden_states", "rows_of_head", "runs_of"]
 
@@ -46,9 +47,12 @@ def hidden_states(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def rows_of_head(model: Any, kept_ids: torch.Tensor | None) -> torch.Tensor:
-    """[M, H]: the rows of the output layer for the ids that may be written (None: all)."""
+    """[M, H]: the rows of the output layer for the ids that may be written (None: all). A model that was pruned for
+    training (``vocabulary.prune``) has no others."""
     weight: torch.Tensor = model.get_output_embeddings().weight
-    return weight if kept_ids is None else weight.index_select(0, kept_ids.to(weight.device))
+    if kept_ids is None or isinstance(model.get_input_embeddings(), PrunedEmbedding):
+        return weight
+    return weight.index_select(0, kept_ids.to(weight.device))
 
 
 def head_rows(ids: torch.Tensor, kept_ids: torch.Tensor | None, size: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from draftsmith.train.prepare import DataPlan, Tell, prepare
 from draftsmith.train.schema import DataSource, DistillStage, DpoStage, ExtendStage, InitStage, TrainingStage
 from draftsmith.train.shapes import extended, kept_layers, shrunk_config, shrunk_weights
 from draftsmith.train.store import TokenStore
-from draftsmith.train.vocabulary import most_frequent
+from draftsmith.train.vocabulary import most_frequent, prune, restore
 from draftsmith.train.world import whole_weights, world
 
 __all__ = ["Workplace", "data_plan", "initialise", "learn"]
@@ -91,6 +91,7 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
     with world().in_turn():
         store = prepare(plan, place.folder / "data", place.tell)
     device = pick_device(stage.device)
+    whole = _pruned(stage, learner)
     objective = _objective(stage, learner, store, place)
     held_out = _held_out(stage, learner, plan, place)
     if held_out is not None and isinstance(objective, Preference):
@@ -117,7 +118,21 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
     metrics = train(run)
     speed = {name: told[name] for name in ("tokens_per_s", "share_of_peak") if name in told}
     record = {"metrics": metrics, "speed": speed, "data": store.report, "device": str(device)}
+    whole()
     return _gathered(learner), {**record, "processes": world().size}
+
+
+def _pruned(stage: TrainingStage, learner: Learner) -> Callable[[], None]:
+    """Leave a draft only the rows that it may write while it learns; call what this returns to put all back.
+
+    Not for preferences, whose replies hold any id, and not where the model is split among processes.
+    """
+    kept = learner.kept_ids
+    if kept is None or isinstance(stage, DpoStage) or world().size > 1:
+        return lambda: None
+    head = learner.model.get_output_embeddings().weight.detach()
+    prune(learner.model, kept)
+    return lambda: restore(learner.model, kept, None if learner.config.tie_embeddings else head)
 
 
 def _gathered(learner: Learner) -> Learner:
@@ -234,6 +249,8 @@ def _eval_only(model: Any, stage: TrainingStage) -> Any:
 def _settings_key(stage: TrainingStage, plan: DataPlan, learner: Learner) -> str:
     """Digest of what the weights depend on; how often to log or save is not among it."""
     free = {"device", "eval_every", "eval_limit", "keep_checkpoints", "log_every", "save_dtype", "save_every"}
+    if stage.schedule == "constant":
+        free |= {"epochs", "steps"}  # a run may be told to go on, or to end here
     settings = {name: getattr(stage, name) for name in type(stage).__dataclass_fields__ if name not in free}
     text = json.dumps([settings, plan.key(), learner.parent["sha256"]], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
