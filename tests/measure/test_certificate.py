@@ -18,7 +18,7 @@ from draftsmith.measure.origin import measurement_origin
 from tests.support.schemas import check_schema
 
 SAME = Identity(3, 3, 90, 60, 40, None)
-OTHER = Identity(3, 2, 90, 60, 40, Divergence("a|b", 7, 5, None, 0.125))
+OTHER = Identity(3, 2, 90, 60, 40, Divergence("a|b", 7, 5, None, 0.125), compared=50, largest_margin=0.125)
 TESTS = DistributionResult({"two samples": 0.4, "plain ids": 1.0}, 0.0005, 0, (500, 480), 0.07)
 FAILED = DistributionResult({"two samples": 0.0001, "plain ids": 1.0}, 0.0005, 2, (500, 480), 0.07)
 
@@ -57,7 +57,7 @@ def test_the_page_says_it_all() -> None:
     value = as_json(Certificate(OTHER, SAME, True, TESTS, 9))
     page = as_markdown(certificate_page(value))
     assert "Verdict: differs: 1 of 3 greedy replies differ, the first at token 7 of a|b" in page
-    assert "top-2 margin 0.125" in page
+    assert "top-2 margin 0.125; 20 in 1,000 tokens, margins up to 0.125" in page
     assert "7.0% of the tokens" in page
     assert value["provenance"]["certificate_sha256"] in page
     html = as_html(certificate_page(value))

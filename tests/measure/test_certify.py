@@ -194,6 +194,8 @@ def test_greedy_texts_that_differ_are_told_with_the_margin() -> None:
     assert where is not None
     assert where.plain_token != where.speculative_token
     assert where.margin > 0
+    assert certificate.greedy.largest_margin >= where.margin
+    assert 0 < certificate.greedy.divergence_rate <= 1
     assert f"{where.margin:.3g} apart" in certificate.differences[0]
 
 

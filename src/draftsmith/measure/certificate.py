@@ -112,6 +112,8 @@ def _identity(identity: Identity) -> dict[str, Any]:
         "num_draft_tokens": identity.num_draft_tokens,
         "num_accepted_tokens": identity.num_accepted_tokens,
         "first_divergence": None if where is None else asdict(where),
+        "divergence_rate": identity.divergence_rate,
+        "largest_margin": identity.largest_margin,
     }
 
 
@@ -132,6 +134,10 @@ def _identity_table(value: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
         part = value[kind]
         where = part["first_divergence"]
         told = "" if where is None else f"{where['id']}, token {where['position']}, top-2 margin {where['margin']:.3g}"
+        if part["divergence_rate"]:
+            told += (
+                f"; {1000 * part['divergence_rate']:.2g} in 1,000 tokens, margins up to {part['largest_margin']:.3g}"
+            )
         counts = ("replies", "identical", "tokens", "num_draft_tokens", "num_accepted_tokens")
         rows.append((kind, *(str(part[key]) for key in counts), told))
     return tuple(rows)

@@ -68,7 +68,11 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Replies compared token by token, and how much was drafted in them."""
+    """Replies compared token by token, and how much was drafted in them.
+
+    ``compared``: tokens up to where two replies part, that token included: after it they are different texts.
+    ``largest_margin``: of all places where replies part, see ``Divergence``.
+    """
 
     replies: int
     identical: int
@@ -76,6 +80,13 @@ class Identity:
     num_draft_tokens: int
     num_accepted_tokens: int
     first_divergence: Divergence | None
+    compared: int = 0
+    largest_margin: float = 0.0
+
+    @property
+    def divergence_rate(self) -> float:
+        """How often replies part, for each token compared."""
+        return (self.replies - self.identical) / self.compared if self.compared else 0.0
 
     @property
     def holds(self) -> bool:
@@ -145,6 +156,7 @@ def certify(pair: Pair, items: Sequence[PromptItem], plan: CertifyPlan, *, repor
 
 def _identity(pair: Pair, turns: Sequence[tuple[PromptItem, Turn]]) -> Identity:
     different = [(item, turn) for item, turn in turns if turn.plain.token_ids != turn.speculative.token_ids]
+    divergences = [_divergence(pair.target.model, item, turn) for item, turn in different]
     stats = [turn.speculative.speculation for _, turn in turns if turn.speculative.speculation is not None]
     return Identity(
         replies=len(turns),
@@ -152,14 +164,15 @@ def _identity(pair: Pair, turns: Sequence[tuple[PromptItem, Turn]]) -> Identity:
         tokens=sum(len(turn.plain.token_ids) for _, turn in turns),
         num_draft_tokens=sum(s.num_draft_tokens for s in stats),
         num_accepted_tokens=sum(s.num_accepted_tokens for s in stats),
-        first_divergence=_divergence(pair.target.model, *different[0]) if different else None,
+        first_divergence=divergences[0] if divergences else None,
+        compared=sum(min(_parting(turn) + 1, len(turn.plain.token_ids)) for _, turn in turns),
+        largest_margin=max((divergence.margin for divergence in divergences), default=0.0),
     )
 
 
 def _divergence(model: Model, item: PromptItem, turn: Turn) -> Divergence:
     plain, other = turn.plain.token_ids, turn.speculative.token_ids
-    common = min(len(plain), len(other))
-    position = next((i for i in range(common) if plain[i] != other[i]), common)
+    position = _parting(turn)
     [logits] = model.forward([TokenRun(model.new_cache(), [*turn.prompt_ids, *plain[:position]])])
     second, first = np.partition(logits[-1], -2)[-2:]
     return Divergence(
@@ -169,6 +182,13 @@ def _divergence(model: Model, item: PromptItem, turn: Turn) -> Divergence:
         other[position] if position < len(other) else None,
         float(first) - float(second),
     )
+
+
+def _parting(turn: Turn) -> int:
+    """The number of tokens that the two replies begin with alike."""
+    plain, other = turn.plain.token_ids, turn.speculative.token_ids
+    common = min(len(plain), len(other))
+    return next((i for i in range(common) if plain[i] != other[i]), common)
 
 
 def _most_drafted(turns: Sequence[tuple[PromptItem, Turn]], number: int) -> list[tuple[int, ...]]:
