@@ -35,6 +35,7 @@ __all__ = [
     "SpeculationStats",
     "Timing",
     "TokenLogprobs",
+    "ToolCall",
     "Verdict",
     "VerificationRule",
 ]
@@ -51,11 +52,22 @@ _NO_BIAS: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model asks to be done. ``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``."""
+    """One turn of a conversation. ``role`` is ``system``, ``user`` or ``assistant``; or ``tool`` (what a call gave),
+    where the prompt format knows tools, and only there has an assistant's message ``tool_calls``.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

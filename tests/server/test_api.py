@@ -20,6 +20,8 @@ from tests.support.serving import Running, running
 from tests.support.shared_fakes import SharedFakeModel
 
 MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "abc abc abc"}]
+TOOL = {"type": "function", "function": {"name": "add"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "robot"}}}
 SEEDED: Any = {"model": "tiny", "seed": 7, "max_tokens": 40}
 
 
@@ -194,9 +196,18 @@ def test_health_ready_metrics(server: Running) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "invalid_value"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value"),
-        ({"grammar": "root ::= x"}, "grammar", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function", "missing_parameter"),
+        ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": SCHEMA}, "response_format", "invalid_value"),
+        ({"grammar": "root ::= x"}, "grammar", "invalid_value"),
+        ({"grammar": "start: A\n", "regex": "a"}, "grammar", "invalid_value"),
+        ({"regex": "("}, "regex", "invalid_value"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
+        ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+        ({"messages": [{"role": "user"}]}, "messages.0", "invalid_value"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
@@ -244,8 +255,3 @@ def test_null_is_absent_and_neutral_values_pass(server: Running) -> None:
     neutral = {"tools": None, "tool_choice": "none", "response_format": {"type": "text"}, "user": "u", "best_of": None}
     reply = server.call("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1, **neutral})
     assert reply.status == 200
-
-
-def test_echo_with_logprobs_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="echo"):
-        client.completions.create(model="tiny", prompt="a", echo=True, logprobs=1)

@@ -15,7 +15,7 @@ from draftsmith.model.protocol import Model
 from draftsmith.server.options import ServerOptions
 from draftsmith.server.run import Loaded, listen, load, serve
 from draftsmith.speculate import PromptLookupDrafter
-from tests.support.fakes import byte_tokenizer
+from tests.support.fakes import CHAT_TEMPLATE, byte_tokenizer
 
 PATIENCE = 60.0
 
@@ -60,12 +60,17 @@ class Running:
 
 @contextmanager
 def running(
-    model: Model, *, limits: EngineLimits | None = None, draft: bool = True, context: str = "tiny", **options: Any
+    model: Model,
+    *,
+    limits: EngineLimits | None = None,
+    draft: bool = True,
+    template: str = CHAT_TEMPLATE,
+    **options: Any,
 ) -> Iterator[Running]:
     """Serve ``model`` with the byte tokenizer and prompt lookup of 4 tokens."""
     chosen = ServerOptions(port=0, **options)
     loaded = load(
-        LoadedModel(context, model, byte_tokenizer()),
+        LoadedModel("tiny", model, byte_tokenizer(chat_template=template)),
         PromptLookupDrafter() if draft else None,
         EngineOptions(num_draft_tokens=4) if draft else EngineOptions(),
         limits or EngineLimits(),

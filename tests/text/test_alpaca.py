@@ -112,7 +112,7 @@ def test_the_next_header_ends_a_reply_with_the_empty_line_before_it() -> None:
     ("messages", "reason"),
     [
         ([], "there are no messages"),
-        ([Message("tool", "x")], "role 'tool'"),
+        ([Message("tool", "x")], "knows no tools"),
         ([REPLY], "message 0 is from assistant, but the Alpaca format needs one from user there"),
         ([USER, USER], "message 1 is from user, but the Alpaca format needs one from assistant there"),
         ([USER, SYSTEM], "message 1 is from system"),

@@ -21,14 +21,14 @@ from draftsmith.types import Constraint, Grammar, GrammarKind, Matcher
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["MAX_GRAMMAR", "GrammarCompiler"]
+__all__ = ["JSON_STYLE", "MAX_GRAMMAR", "GrammarCompiler"]
 
 MAX_GRAMMAR = 64 * 1024  # bytes of a source
 _MAX_DEPTH = 64  # of a JSON schema
 _FUEL = 100_000  # a tenth of the library's default, with which (a{1000}){1000} takes seconds
 _NAMES: dict[GrammarKind, str] = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 # As json.dumps writes it. Free white space would let a model write nothing else for ever.
-_JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class GrammarCompiler:
@@ -167,7 +167,7 @@ def _rules(grammar: Grammar) -> str:
         if not isinstance(schema, dict | bool):
             raise ValueError("it is neither an object nor a boolean")
         _check_depth(schema)
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_STYLE)
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)
     except Exception as error:  # a grammar from a stranger, and a converter that says what is wrong in many ways
         raise _refusal(grammar.kind, str(error)) from None
 

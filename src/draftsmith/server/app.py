@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from draftsmith.server import metrics
+from draftsmith.server.fields import Strict
 from draftsmith.server.generation import Generation
 from draftsmith.server.guard import Guard, send_json
 from draftsmith.server.options import ServerOptions
@@ -25,7 +26,6 @@ from draftsmith.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     Generate,
-    Strict,
     TokenizeRequest,
     parse,
 )
@@ -70,11 +70,13 @@ class Api:
     async def chat(self, request: Request) -> ASGIApp:
         """/v1/chat/completions."""
         body = await self._body(request, ChatRequest)
-        prompt = await self._service.encode_chat(body.messages)
+        prompt = await self._service.encode_chat(body.messages, tools=body.shown_tools)
+        constraint = await self._service.compile(body)
         stops = self._service.model.prompt_format.stop_strings
-        generation = self._service.submit(body, [prompt], param="messages", extra_stops=stops)
+        generation = self._service.submit(body, [prompt], param="messages", extra_stops=stops, constraint=constraint)
         tokenizer, stamp = self._service.model.tokenizer, Stamp(self._service.model.name)
-        shape = ChatShape(stamp, tokenizer, logprobs=body.logprobs, pieces=body.return_pieces)
+        names = [tool.function.name for tool in body.usable_tools]
+        shape = ChatShape(stamp, tokenizer, logprobs=body.logprobs, pieces=body.return_pieces, tools=names)
         return self._answer(body, shape, generation)
 
     async def complete(self, request: Request) -> ASGIApp:
@@ -84,7 +86,14 @@ class Api:
         prompts = [
             await self._service.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts
         ]
-        generation = self._service.submit(body, prompts, param="prompt")
+        constraint = await self._service.compile(body)
+        generation = self._service.submit(
+            body,
+            prompts,
+            param="prompt",
+            constraint=constraint,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        )
         echoed: list[str] = []
         if body.echo:
             texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in body.prompts]
@@ -95,6 +104,7 @@ class Api:
             logprobs=body.logprobs is not None,
             pieces=body.return_pieces,
             echoed=echoed,
+            handles=[choice.handle for choice in generation.choices],
         )
         return self._answer(body, shape, generation)
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from draftsmith.engine.grammar import MAX_GRAMMAR
+from draftsmith.server.fields import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    ChatMessage,
+    ResponseFormat,
+    Strict,
+    Tool,
+    ToolChoice,
+    calls_grammar,
+)
 from draftsmith.server.problems import ApiError
-from draftsmith.types import MAX_SEED, SamplingParams
+from draftsmith.types import MAX_SEED, Grammar, GrammarKind, SamplingParams
 
 __all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Generate", "TokenizeRequest", "parse"]
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
-MAX_MESSAGES = 1024
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 
@@ -27,48 +37,11 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class Strict(BaseModel):
-    """No unknown field, no conversion of one type into another, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
-
-
-class TextPart(Strict):
-    """A part of a message's content; text is the only kind, nothing is ever fetched."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(Strict):
-    """One message. ``developer`` is another word for ``system``; ``name`` is not shown to the model."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)]
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        """All of the content."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
 class StreamOptions(Strict):
     """``include_usage``: a last chunk with the token counts. ``include_obfuscation`` is not done, so only false."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
-
-
-class TextFormat(Strict):
-    """Free text is the only response format."""
-
-    type: Literal["text"]
 
 
 class Generate(Strict):
@@ -88,10 +61,12 @@ class Generate(Strict):
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=MAX_BIASES),
-    ] = {}
+    ] = {}  # noqa: RUF012  # pydantic copies it
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []  # noqa: RUF012
     ignore_eos: bool = False
+    grammar: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)] | None = None
+    regex: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)] | None = None
     draft: bool = True
     num_draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
     return_pieces: bool = False
@@ -103,7 +78,18 @@ class Generate(Strict):
     def _options_need_a_stream(self) -> Generate:
         if self.stream_options != StreamOptions() and not self.stream:
             raise ValueError("stream_options needs stream to be true")
+        if len(self.forms) > 1:
+            raise ValueError(f"{' and '.join(self.forms)} contradict each other; give one of them")
+        if self.forms and self.ignore_eos:
+            raise ValueError("ignore_eos contradicts a reply of a given form, which ends where the form does")
         return self
+
+    @property
+    def forms(self) -> dict[str, Grammar]:
+        """What the reply must look like, by the field that asks for it. There is at most one."""
+        given = {"grammar": self.grammar, "regex": self.regex}
+        kinds: dict[str, GrammarKind] = {"grammar": "grammar", "regex": "regex"}
+        return {name: Grammar(kinds[name], text) for name, text in given.items() if text is not None}
 
     @property
     def reply_limit(self) -> int | None:
@@ -132,6 +118,7 @@ class Generate(Strict):
             stop=(*stops, *extra_stops),
             ignore_eos=self.ignore_eos,
             logprobs=self.num_logprobs,
+            grammar=next(iter(self.forms.values()), None),
         )
 
 
@@ -146,9 +133,45 @@ class ChatRequest(Generate):
     max_completion_tokens: _Length | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: TextFormat | None = None
-    tool_choice: Literal["none"] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool = True
+
+    @model_validator(mode="after")
+    def _tools_that_are_there(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or []]
+        if len(set(names)) < len(names):
+            raise ValueError("tools has two functions of one name")
+        if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice names a function that is not among the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice is required, but there are no tools")
+        return self
+
+    @property
+    def usable_tools(self) -> list[Tool]:
+        """Those that may be called."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def shown_tools(self) -> list[dict[str, Any]]:
+        """``usable_tools`` as chat templates expect them."""
+        return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.usable_tools]
+
+    @property
+    def forms(self) -> dict[str, Grammar]:
+        """See ``Generate``."""
+        forms = super().forms
+        form = self.response_format.form if self.response_format is not None else None
+        if form is not None:
+            forms["response_format"] = form
+        if self.tool_choice == "required":
+            forms["tool_choice"] = calls_grammar(self.usable_tools, several=self.parallel_tool_calls)
+        elif isinstance(self.tool_choice, ToolChoice):
+            chosen = [tool for tool in self.usable_tools if tool.function.name == self.tool_choice.function.name]
+            forms["tool_choice"] = calls_grammar(chosen, several=False)
+        return forms
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> ChatRequest:
@@ -187,8 +210,6 @@ class CompletionRequest(Generate):
 
     @model_validator(mode="after")
     def _what_is_not_done(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo together with logprobs is not supported: there are none of the prompt's tokens")
         if self.best_of not in (None, self.n):
             raise ValueError("best_of is not supported, except when it equals n")
         if len(self.prompts) * self.n > MAX_PROMPTS:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from draftsmith.engine import RequestOptions
+from draftsmith.engine.grammar import GrammarCompiler
 from draftsmith.engine.thread import EngineThread
 from draftsmith.errors import PromptTooLong, QueueFull
+from draftsmith.server.fields import ChatMessage
 from draftsmith.server.generation import Choice, Generation, ReplyReader
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.problems import ApiError, as_api_error
-from draftsmith.server.schema import ChatMessage, Generate
+from draftsmith.server.schema import Generate
 from draftsmith.text import PromptFormat, Tokenizer
-from draftsmith.types import MAX_SEED, Message, Request
+from draftsmith.types import MAX_SEED, Constraint, Request
 
 __all__ = ["ServedModel", "Service"]
 
@@ -46,6 +49,7 @@ class Service:
         self.engine = engine
         self.metrics = metrics
         self._ping_s = ping_s
+        self._grammars = GrammarCompiler(model.tokenizer)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="draftsmith-encode")
 
     def close(self) -> None:
@@ -58,12 +62,29 @@ class Service:
             message = f"there is no model of this name; the one that is served is {self.model.name}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def encode_chat(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> list[int]:
+    async def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
         """Ids of messages in the model's prompt format. Raises ApiError."""
-        turns = [Message("system" if one.role == "developer" else one.role, one.text) for one in messages]
-        encode = self.model.prompt_format.encode
-        prompt = await self._aside(lambda: encode(turns, add_generation_prompt=add_generation_prompt), "messages")
-        return list(prompt.token_ids)
+        turns, shown = [one.message for one in messages], self.model.prompt_format
+
+        def work() -> list[int]:
+            if tools and not shown.knows_tools:
+                message = "this model's prompt format knows no tools, so they are not supported; leave them out"
+                raise ApiError(400, message, param="tools", code="unsupported_parameter")
+            return list(shown.encode(turns, add_generation_prompt=add_generation_prompt, tools=tools).token_ids)
+
+        return await self._aside(work, "messages")
+
+    async def compile(self, body: Generate) -> Constraint | None:
+        """The form of the reply, made ready. Raises ApiError."""
+        for param, form in body.forms.items():
+            return await self._aside(partial(self._grammars.compile, form), param)
+        return None
 
     async def encode_text(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Ids of a text as it stands. Raises ApiError."""
@@ -78,7 +99,14 @@ class Service:
         return await self._aside(lambda: self.model.tokenizer.decode(token_ids), "tokens")
 
     def submit(
-        self, body: Generate, prompts: Sequence[Sequence[int]], *, param: str, extra_stops: tuple[str, ...] = ()
+        self,
+        body: Generate,
+        prompts: Sequence[Sequence[int]],
+        *,
+        param: str,
+        extra_stops: tuple[str, ...] = (),
+        constraint: Constraint | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Generation:
         """Queue ``body.n`` replies to every prompt: all of them, or none. Close what is returned.
 
@@ -99,9 +127,12 @@ class Service:
                     params = body.sampling((base + i) & MAX_SEED, room, extra_stops)
                     reader = ReplyReader(self.model.tokenizer, params.stop)
                     options = RequestOptions(
-                        draft=body.draft, num_draft_tokens=body.num_draft_tokens, round_filter=reader
+                        draft=body.draft,
+                        num_draft_tokens=body.num_draft_tokens,
+                        round_filter=reader,
+                        prompt_logprobs=prompt_logprobs,
                     )
-                    request = Request(prompt_ids=tuple(prompt), sampling=params)
+                    request = Request(prompt_ids=tuple(prompt), sampling=params, constraint=constraint)
                     handle = self.engine.submit(request, options, generation.wake)
                     generation.choices.append(Choice(handle, reader, index))
         except Exception as error:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
-from draftsmith.engine import Piece
+from draftsmith.engine import Handle, Piece
 from draftsmith.server.generation import Event, Generation
+from draftsmith.server.tools import FoundCall, ToolReader
 from draftsmith.text import Tokenizer
 from draftsmith.types import FinishReason, SpeculationStats, TokenLogprobs
 
@@ -73,10 +74,15 @@ class Shape(Protocol):
 
 
 class ChatShape:
-    """/v1/chat/completions."""
+    """/v1/chat/completions. ``tools``: names of functions whose calls are told from text; none leaves all as text."""
 
-    def __init__(self, stamp: Stamp, tokenizer: Tokenizer, *, logprobs: bool, pieces: bool) -> None:
+    def __init__(
+        self, stamp: Stamp, tokenizer: Tokenizer, *, logprobs: bool, pieces: bool, tools: Sequence[str] = ()
+    ) -> None:
         self._stamp, self._tokenizer, self._logprobs, self._pieces = stamp, tokenizer, logprobs, pieces
+        self._tools = tools
+        self._readers: dict[int, ToolReader] = {}
+        self._num_calls: dict[int, int] = {}
 
     def head(self, *, streamed: bool) -> Json:
         """See ``Shape``."""
@@ -90,30 +96,54 @@ class ChatShape:
     def chunk(self, event: Event) -> list[Json]:
         """See ``Shape``. The end comes in a chunk of its own, as OpenAI's does."""
         chunks: list[Json] = []
-        if event.pieces or (self._logprobs and event.logprobs):
+        text, calls = self._divide(event)
+        if text or (event.pieces and not self._tools) or calls or (self._logprobs and event.logprobs):
+            delta: Json = {"content": text} if text or not calls else {}
+            if calls:
+                begin = self._num_calls.get(event.index, 0)
+                self._num_calls[event.index] = begin + len(calls)
+                delta["tool_calls"] = [{"index": begin + i, **_call(call)} for i, call in enumerate(calls)]
             chunks.append(
                 {
                     "index": event.index,
-                    "delta": {"content": event.text},
+                    "delta": delta,
                     "logprobs": self._listed(event.logprobs),
                     "finish_reason": None,
                     **(_pieces(event.pieces) if self._pieces else {}),
                 }
             )
         if event.finish_reason is not None:
-            end = {"index": event.index, "delta": {}, "logprobs": None, "finish_reason": event.finish_reason}
-            chunks.append(end)
+            called = event.index in self._readers and self._readers[event.index].found
+            reason = "tool_calls" if called and event.finish_reason == "stop" else event.finish_reason
+            chunks.append({"index": event.index, "delta": {}, "logprobs": None, "finish_reason": reason})
         return chunks
 
     def choice(self, index: int, whole: Collected) -> Json:
         """See ``Shape``."""
+        message: Json = {"role": "assistant", "content": whole.text, "refusal": None}
+        reason: str | None = whole.finish_reason
+        if self._tools:
+            reader = ToolReader(self._tools)
+            text, calls = reader.push(whole.text)
+            message["content"] = text + reader.flush()
+            if calls:
+                message |= {"content": message["content"] or None, "tool_calls": [_call(call) for call in calls]}
+                reason = "tool_calls" if reason == "stop" else reason
         return {
             "index": index,
-            "message": {"role": "assistant", "content": whole.text, "refusal": None},
+            "message": message,
             "logprobs": self._listed(whole.logprobs),
-            "finish_reason": whole.finish_reason,
+            "finish_reason": reason,
             **(_pieces(whole.pieces) if self._pieces else {}),
         }
+
+    def _divide(self, event: Event) -> tuple[str, list[FoundCall]]:
+        """The text of an event, and the calls that it completes."""
+        if not self._tools:
+            return event.text, []
+        reader = self._readers.setdefault(event.index, ToolReader(self._tools))
+        text, calls = reader.push(event.text)
+        return text + (reader.flush() if event.finish_reason is not None else ""), calls
 
     def _listed(self, logprobs: Sequence[TokenLogprobs]) -> Json | None:
         if not self._logprobs:
@@ -130,13 +160,22 @@ class ChatShape:
 
 
 class CompletionShape:
-    """/v1/completions. ``echoed``: what stands before the reply, by choice; empty without ``echo``."""
+    """/v1/completions. ``echoed``: what stands before the reply, by choice; empty without ``echo``. ``handles``: by
+    choice, too, for the log-probabilities of what is echoed."""
 
     def __init__(
-        self, stamp: Stamp, tokenizer: Tokenizer, *, logprobs: bool, pieces: bool, echoed: Sequence[str] = ()
+        self,
+        stamp: Stamp,
+        tokenizer: Tokenizer,
+        *,
+        logprobs: bool,
+        pieces: bool,
+        echoed: Sequence[str] = (),
+        handles: Sequence[Handle] = (),
     ) -> None:
         self._stamp, self._tokenizer, self._logprobs, self._pieces = stamp, tokenizer, logprobs, pieces
-        self._echoed = echoed
+        self._echoed, self._handles = echoed, handles
+        self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}
 
     def head(self, *, streamed: bool) -> Json:  # noqa: ARG002  # the same word for both
@@ -145,7 +184,7 @@ class CompletionShape:
 
     def opening(self, index: int) -> Json | None:
         """See ``Shape``."""
-        if not self._echoed:
+        if not self._echoed or self._logprobs:  # log-probabilities of the prompt are not there yet
             return None
         return {"index": index, "text": self._echoed[index], "logprobs": None, "finish_reason": None}
 
@@ -153,7 +192,10 @@ class CompletionShape:
         """See ``Shape``."""
         if not event.pieces and not (self._logprobs and event.logprobs) and event.finish_reason is None:
             return []
-        return [self._choice(event.index, event.text, event.logprobs, event.finish_reason, event.pieces)]
+        text = event.text
+        if self._echoed and self._logprobs and event.index not in self._begun:
+            text = self._echoed[event.index] + text
+        return [self._choice(event.index, text, event.logprobs, event.finish_reason, event.pieces)]
 
     def choice(self, index: int, whole: Collected) -> Json:
         """See ``Shape``."""
@@ -178,6 +220,11 @@ class CompletionShape:
 
     def _listed(self, index: int, logprobs: Sequence[TokenLogprobs]) -> Json:
         listed: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        if self._echoed and index not in self._begun:
+            self._begun.add(index)
+            handle = self._handles[index]
+            self._list_first(listed, index, handle.request.prompt_ids[0])
+            logprobs = [*handle.prompt_logprobs, *logprobs]
         for one in logprobs:
             text = self._tokenizer.text_of(one.token_id)
             offset = self._offsets.get(index, 0)
@@ -187,6 +234,18 @@ class CompletionShape:
             listed["top_logprobs"].append({self._tokenizer.text_of(token_id): value for token_id, value in one.top})
             listed["text_offset"].append(offset)
         return listed
+
+    def _list_first(self, listed: Json, index: int, token_id: int) -> None:
+        """Nothing stands before the first token, so there is nothing to be told of it."""
+        text = self._tokenizer.text_of(token_id)
+        self._offsets[index] = len(text)
+        for name, value in (("tokens", text), ("token_logprobs", None), ("top_logprobs", None), ("text_offset", 0)):
+            listed[name].append(value)
+
+
+def _call(found: FoundCall) -> Json:
+    function = {"name": found.call.name, "arguments": found.call.arguments}
+    return {"id": found.id, "type": "function", "function": function}
 
 
 def _pieces(pieces: Sequence[Piece]) -> Json:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from draftsmith.errors import TemplateError
 from draftsmith.text.formats import EncodedPrompt
@@ -67,9 +67,20 @@ class AlpacaFormat:
         """The headers that would begin another block, with the empty line before them where there is one."""
         return tuple(gap + header.rstrip() for header in _HEADERS.values() for gap in ("", "\n", _GAP))
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> EncodedPrompt:
+    @property
+    def knows_tools(self) -> bool:
+        """It does not."""
+        return False
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> EncodedPrompt:
         """See PromptFormat.encode. Needs an optional system message, then user and assistant in turn."""
-        check_roles(messages)
+        check_roles(messages, tools, knows_tools=False)
         self._check_order(messages, add_generation_prompt=add_generation_prompt)
         return encode_segments(self._tokenizer, self._segments(messages, add_generation_prompt=add_generation_prompt))
 

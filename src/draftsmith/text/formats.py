@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from draftsmith.types import Message
 
@@ -43,10 +43,22 @@ class PromptFormat(Protocol):
         """Text that ends a reply, besides the EOS tokens."""
         ...
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> EncodedPrompt:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether messages may have tool calls and results, and ``encode`` takes ``tools``."""
+        ...
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> EncodedPrompt:
         """Ids, loss mask and text of a conversation; ``add_generation_prompt`` asks for the assistant's next turn.
 
-        Strings of special tokens in the messages are ordinary text. Raises TemplateError when the format cannot say
-        these messages.
+        ``tools``: OpenAI's ``{"type": "function", "function": {"name", "description", "parameters"}}``.
+        Strings of special tokens in the messages and tools are ordinary text. Raises TemplateError when the format
+        cannot say these messages.
         """
         ...

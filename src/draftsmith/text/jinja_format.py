@@ -8,6 +8,7 @@ prompt before a reply, rendered by itself, must be how the whole conversation be
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from draftsmith.errors import TemplateError
 from draftsmith.text.formats import EncodedPrompt
-from draftsmith.text.segments import check_roles, encode_segments
-from draftsmith.types import Message
+from draftsmith.text.segments import check_roles, encode_segments, uses_tools
+from draftsmith.types import Message, ToolCall
 
 if TYPE_CHECKING:
     from draftsmith.text.tokenizer import Tokenizer
 
 __all__ = ["JinjaFormat"]
 
+_PROBE = "a_tool_to_be_seen"
 _PRIVATE = range(0x100000, 0x10FFFE)  # supplementary private use area B
 
 
@@ -60,14 +62,31 @@ class JinjaFormat:
         """Empty: such formats end replies with EOS tokens."""
         return ()
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> EncodedPrompt:
-        """See PromptFormat.encode."""
-        check_roles(messages)
-        guard = _Guard(self._edges, messages)
-        safe = [{"role": message.role, "content": guard.hide(message.content)} for message in messages]
-        full = self._rendered(safe, add_generation_prompt=add_generation_prompt)
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether the template writes down the tools that it is given."""
+        tool = {"type": "function", "function": {"name": _PROBE, "description": "x", "parameters": {"type": "object"}}}
         try:
-            spans = list(self._reply_spans(safe, full))
+            text = self._rendered([{"role": "user", "content": "x"}], add_generation_prompt=True, tools=[tool])
+        except TemplateError:
+            return False
+        return _PROBE in text
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> EncodedPrompt:
+        """See PromptFormat.encode."""
+        check_roles(messages, tools, knows_tools=uses_tools(messages, tools) and self.knows_tools)
+        guard = _Guard(self._edges, [json.dumps(tools, ensure_ascii=False), *_texts(messages)])
+        safe = [_for_template(message, guard) for message in messages]
+        shown = guard.hide_all(list(tools)) or None
+        full = self._rendered(safe, add_generation_prompt=add_generation_prompt, tools=shown)
+        try:
+            spans = list(self._reply_spans(safe, full, shown))
         except TemplateError:
             if not add_generation_prompt:
                 raise
@@ -82,13 +101,13 @@ class JinjaFormat:
         segments += self._segments(full[position:], False, guard)
         return encode_segments(self._tokenizer, segments)
 
-    def _rendered(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, tools: Any) -> str:
         tokenizer = self._tokenizer
         ids = {"bos_token": tokenizer.bos_id, "pad_token": tokenizer.pad_id, "unk_token": tokenizer.unk_id}
         ids["eos_token"] = tokenizer.eos_ids[0] if tokenizer.eos_ids else None
         return self._render(
             {
-                "tools": None,
+                "tools": tools,
                 "documents": None,
                 **{name: tokenizer.text_of(token_id) for name, token_id in ids.items() if token_id is not None},
                 **self._options,
@@ -97,14 +116,14 @@ class JinjaFormat:
             }
         )
 
-    def _reply_spans(self, messages: Sequence[Mapping[str, str]], full: str) -> Iterator[tuple[int, int]]:
+    def _reply_spans(self, messages: Sequence[Mapping[str, Any]], full: str, tools: Any) -> Iterator[tuple[int, int]]:
         """Where each reply with its EOS begins and ends in ``full``. Raises TemplateError when that is not certain."""
         last_end = 0
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._rendered(messages[:index], add_generation_prompt=True)
-            through = self._rendered(messages[: index + 1], add_generation_prompt=False)
+            before = self._rendered(messages[:index], add_generation_prompt=True, tools=tools)
+            through = self._rendered(messages[: index + 1], add_generation_prompt=False, tools=tools)
             if not (full.startswith(through) and through.startswith(before) and len(before) >= last_end):
                 raise TemplateError(
                     f"the chat template {self._name} changes the text before reply {index} when the reply follows, so "
@@ -131,6 +150,29 @@ class JinjaFormat:
         return _Edges(self._tokenizer.special_texts)
 
 
+def _for_template(message: Message, guard: _Guard) -> dict[str, Any]:
+    """A message as templates expect it; arguments of tool calls are values there, not text."""
+    safe: dict[str, Any] = {"role": message.role, "content": guard.hide(message.content)}
+    if message.tool_calls:
+        calls = [{"name": call.name, "arguments": _arguments(call)} for call in message.tool_calls]
+        safe["tool_calls"] = [{"type": "function", "function": guard.hide_all(call)} for call in calls]
+    return safe
+
+
+def _texts(messages: Sequence[Message]) -> Iterator[str]:
+    for message in messages:
+        yield message.content
+        for call in message.tool_calls:
+            yield call.name + call.arguments + json.dumps(_arguments(call), ensure_ascii=False)
+
+
+def _arguments(call: ToolCall) -> Any:
+    try:
+        return json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return call.arguments
+
+
 class _Edges:
     """The special strings, and all ways in which a text can begin with the end of one, end with its beginning, or be a
     part of it."""
@@ -150,8 +192,9 @@ class _Edges:
 class _Guard:
     """Hides from the template's text what must not become a special token, and puts it back."""
 
-    def __init__(self, edges: _Edges, messages: Sequence[Message]) -> None:
-        used = set().union(*(message.content for message in messages))
+    def __init__(self, edges: _Edges, texts: Sequence[str]) -> None:
+        """``texts``: everything that may hold a string to hide."""
+        used = set().union(*texts)
         self._free = (chr(code) for code in _PRIVATE if chr(code) not in used)
         self._edges = edges
         self._hidden: dict[str, str] = {}
@@ -165,6 +208,15 @@ class _Guard:
         start = content.find(core)
         safe = self._hide_edges(core)
         return self._hide_edges(content[:start] + safe + content[start + len(core) :])
+
+    def hide_all(self, value: Any) -> Any:
+        """``hide`` for every string of a JSON value, names of fields included."""
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, Mapping):
+            names = {name: name if name.isidentifier() else self.hide(name) for name in map(str, value)}
+            return {names[str(name)]: self.hide_all(one) for name, one in value.items()}
+        return [self.hide_all(one) for one in value] if isinstance(value, list | tuple) else value
 
     def restore(self, text: str) -> str:
         """``text`` with the hidden strings in their places."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from draftsmith.errors import TemplateError
 from draftsmith.text.formats import EncodedPrompt
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from draftsmith.text.splitting import After
     from draftsmith.text.tokenizer import Tokenizer
 
-__all__ = ["check_roles", "encode_segments"]
+__all__ = ["check_roles", "encode_segments", "uses_tools"]
 
 _ROLES = ("system", "user", "assistant")
 
@@ -40,10 +40,18 @@ def encode_segments(tokenizer: Tokenizer, segments: Iterable[tuple[str | int, bo
     return EncodedPrompt(tuple(ids), tuple(mask), "".join(text))
 
 
-def check_roles(messages: Sequence[Message]) -> None:
-    """Raises TemplateError when there are no messages or one has a role that no format knows."""
+def uses_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation can only be written by a format that knows tools."""
+    return bool(tools) or any(message.role == "tool" or message.tool_calls for message in messages)
+
+
+def check_roles(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, knows_tools: bool) -> None:
+    """Raises TemplateError when there are no messages, or one has a role or tools that the format does not know."""
     if not messages:
         raise TemplateError("there are no messages; give at least one from the user")
+    if uses_tools(messages, tools) and not knows_tools:
+        raise TemplateError("this model's prompt format knows no tools; leave them out, or serve a model that does")
+    roles = (*_ROLES, "tool") if knows_tools else _ROLES
     for message in messages:
-        if message.role not in _ROLES:
-            raise TemplateError(f"a message has the role {message.role!r}; expected one of {', '.join(_ROLES)}")
+        if message.role not in roles:
+            raise TemplateError(f"a message has the role {message.role!r}; expected one of {', '.join(roles)}")
