@@ -35,43 +35,47 @@ void store_int8(const Kernels& kernels, const float* key, const float* value, ui
 }  // namespace
 
 void Model::rotate_and_store(Worker& worker, const Pass& pass, const Layer& layer, size_t layer_index) {
+    worker.for_chunks(pass.rows.size() * shape_.kv_heads, 1, [&](size_t unit, size_t) {
+        rotate_head(pass, layer, layer_index, unit / shape_.kv_heads, unit % shape_.kv_heads);
+    });
+}
+
+// One token's queries, key and value of one key-value head.
+void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index, size_t row, size_t kv_head) {
     const size_t d = shape_.head_dim, group = shape_.heads / shape_.kv_heads;
     const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
     const float query_scale = 1.0f / std::sqrt(static_cast<float>(d));
-    worker.for_chunks(pass.rows.size() * shape_.kv_heads, 1, [&](size_t unit, size_t) {
-        const size_t row = unit / shape_.kv_heads, kv_head = unit % shape_.kv_heads;
-        const size_t position = pass.rows[row].position, block = position / kBlockPositions, lane = position % kBlockPositions;
-        const KVCache& cache = *pass.segments[pass.rows[row].segment].cache;
-        const float* cos = cos_.data() + position * d / 2;
-        const float* sin = sin_.data() + position * d / 2;
-        float* base = scratch_->qkv + row * stride;
-        for (size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-            float* query = base + h * d;
-            if (layer.q_norm) kernels_.rms_norm(query, layer.q_norm.data, query, d, shape_.norm_eps);
-            kernels_.rope(query, cos, sin, d, query_scale);
-            if (shape_.cache_type != CacheType::int8) continue;
-            alignas(64) float padded[kMaxHeadDim] = {};
-            std::memcpy(padded, query, d * sizeof(float));
-            kernels_.quantise(padded, Scratch::query_cols(shape_), scratch_->quant_queries(shape_), row * shape_.heads + h, 0);
-        }
-        float* key = base + layer.q.rows + kv_head * d;
-        const float* value = base + layer.q.rows + layer.k.rows + kv_head * d;
-        if (layer.k_norm) kernels_.rms_norm(key, layer.k_norm.data, key, d, shape_.norm_eps);
-        kernels_.rope(key, cos, sin, d, 1.0f);
-        uint8_t* keys = cache.keys(layer_index, kv_head, block);
-        uint8_t* values = cache.values(layer_index, kv_head, block);
-        if (shape_.cache_type == CacheType::int8) {
-            store_int8(kernels_, key, value, keys, values, lane, d);
-        } else if (shape_.cache_type == CacheType::full) {
-            for (size_t i = 0; i < d; ++i) reinterpret_cast<float*>(keys)[i * kBlockPositions + lane] = key[i];
-            std::memcpy(reinterpret_cast<float*>(values) + lane * d, value, d * 4);
-        } else {
-            uint16_t halves[kMaxHeadDim];
-            kernels_.store_half(key, halves, d);
-            for (size_t i = 0; i < d; ++i) reinterpret_cast<uint16_t*>(keys)[i * kBlockPositions + lane] = halves[i];
-            kernels_.store_half(value, reinterpret_cast<uint16_t*>(values) + lane * d, d);
-        }
-    });
+    const size_t position = pass.rows[row].position, block = position / kBlockPositions, lane = position % kBlockPositions;
+    const KVCache& cache = *pass.segments[pass.rows[row].segment].cache;
+    const float* cos = cos_.data() + position * d / 2;
+    const float* sin = sin_.data() + position * d / 2;
+    float* base = scratch_->qkv + row * stride;
+    for (size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+        float* query = base + h * d;
+        if (layer.q_norm) kernels_.rms_norm(query, layer.q_norm.data, query, d, shape_.norm_eps);
+        kernels_.rope(query, cos, sin, d, query_scale);
+        if (shape_.cache_type != CacheType::int8) continue;
+        alignas(64) float padded[kMaxHeadDim] = {};
+        std::memcpy(padded, query, d * sizeof(float));
+        kernels_.quantise(padded, Scratch::query_cols(shape_), scratch_->quant_queries(shape_), row * shape_.heads + h, 0);
+    }
+    float* key = base + layer.q.rows + kv_head * d;
+    const float* value = base + layer.q.rows + layer.k.rows + kv_head * d;
+    if (layer.k_norm) kernels_.rms_norm(key, layer.k_norm.data, key, d, shape_.norm_eps);
+    kernels_.rope(key, cos, sin, d, 1.0f);
+    uint8_t* keys = cache.keys(layer_index, kv_head, block);
+    uint8_t* values = cache.values(layer_index, kv_head, block);
+    if (shape_.cache_type == CacheType::int8) {
+        store_int8(kernels_, key, value, keys, values, lane, d);
+    } else if (shape_.cache_type == CacheType::full) {
+        for (size_t i = 0; i < d; ++i) reinterpret_cast<float*>(keys)[i * kBlockPositions + lane] = key[i];
+        std::memcpy(reinterpret_cast<float*>(values) + lane * d, value, d * 4);
+    } else {
+        uint16_t halves[kMaxHeadDim];
+        kernels_.store_half(key, halves, d);
+        for (size_t i = 0; i < d; ++i) reinterpret_cast<uint16_t*>(keys)[i * kBlockPositions + lane] = halves[i];
+        kernels_.store_half(value, reinterpret_cast<uint16_t*>(values) + lane * d, d);
+    }
 }
 
 Model::AttentionPlan Model::plan_attention(const Pass& pass) {
@@ -166,8 +170,17 @@ size_t Model::attend_piece(const Pass& pass, const Layer& layer, size_t layer_in
         values[block - first_block] = unit.segment->cache->values(layer_index, unit.kv_head, block);
     }
     kernels_.attend[static_cast<int>(shape_.cache_type)](
-        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values});
+        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values,
+         cache_blocks_->shape().value_bytes() / 2});
     return rows;
+}
+
+// The result of one head; as the output projection wants it.
+void Model::finish_row(const Layer& layer, const RowWindow& w, const float* vector, float sum) {
+    const size_t d = shape_.head_dim, all = shape_.heads * d;
+    float* out = scratch_->attention + w.row * all + w.head * d;
+    kernels_.attention_finish(vector, sum, out, d);
+    if (format_info(layer.o.type).quantised && d % kGroup == 0) kernels_.quantise(out, d, {scratch_->groups.data(), all}, w.row, w.head * d);
 }
 
 // Some rows over all they see: the pieces are folded as they come.
@@ -200,7 +213,7 @@ void Model::attend_whole(const Pass& pass, const Layer& layer, size_t layer_inde
     }
     for (size_t i = 0; i < unit.count; ++i) {
         const RowWindow w = row_window(pass, layer, unit, i);
-        kernels_.attention_finish(state[i].vector, state[i].sum, scratch_->attention + (w.row * shape_.heads + w.head) * d, d);
+        finish_row(layer, w, state[i].vector, state[i].sum);
     }
 }
 
@@ -227,7 +240,7 @@ void Model::attend_part(const Pass& pass, const Layer& layer, size_t layer_index
         for (size_t piece = first + 1; piece <= last; ++piece) {
             kernels_.attention_fold(&max, &sum, vector, p.maxima[slot + piece], p.sums[slot + piece], p.vectors.data() + (slot + piece) * d, d);
         }
-        kernels_.attention_finish(vector, sum, scratch_->attention + (w.row * shape_.heads + w.head) * d, d);
+        finish_row(layer, w, vector, sum);
     }
 }
 

@@ -21,6 +21,24 @@ inline Reach reach_of(const AttentionJob& job, int from, int rows) {
     return {first, last, first / kBlockPositions, (last + kBlockPositions - 1) / kBlockPositions};
 }
 
+// Fetches what will be read soon while the keys of half a block are: that half of the block's values, and of the next keys.
+// Blocks lie far from one another, so that the processor's own prefetching would begin anew with each.
+struct Ahead {
+    const uint8_t* values;
+    const uint8_t* keys;
+
+    Ahead(const AttentionJob& job, int at, const Reach& reach) {
+        const int block = at / kBlockPositions;
+        const size_t half = at % kBlockPositions ? job.half_bytes : 0;
+        values = job.values[block] + half;
+        keys = (block + 1 < reach.last_block ? job.keys[block + 1] : job.values[block]) + half;
+    }
+    void fetch(int offset) const {
+        __builtin_prefetch(values + offset);
+        __builtin_prefetch(keys + offset);
+    }
+};
+
 template <class T> struct FloatCache {
     template <class S> static constexpr int kRows = S::kAttentionRows;
 
@@ -33,9 +51,11 @@ template <class T> struct FloatCache {
     template <class S, int R> static void scores(const AttentionJob& job, int from, const Reach& reach, float (*out)[kPiecePositions]) {
         for (int at = reach.first_block * kBlockPositions; at < reach.last_block * kBlockPositions; at += 32) {
             const T* keys = reinterpret_cast<const T*>(job.keys[at / kBlockPositions]) + at % kBlockPositions;
+            const Ahead ahead(job, at, reach);
             typename S::F acc[R][2];
             for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
             for (int d = 0; d < job.head_dim; ++d, keys += kBlockPositions) {
+                ahead.fetch(d * static_cast<int>(sizeof(T)) * 32);
                 const auto k0 = load<S>(keys), k1 = load<S>(keys + 16);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {

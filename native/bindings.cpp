@@ -8,8 +8,10 @@
 
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "model.hpp"
 #include "pack.hpp"
@@ -221,6 +223,54 @@ std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer
     return std::make_unique<Model>(s, std::move(w), kernels_named(set), std::move(team));
 }
 
+// Memory for rows of logits, used again: fresh memory of this size would be faulted in page by page at every step.
+class LogitsMemory {
+public:
+    float* take(size_t count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto& kept : kept_) {
+            if (kept.data && kept.count >= count && kept.count <= 2 * count) return std::exchange(kept, {}).data;
+        }
+        return new float[count];
+    }
+    void give(float* data, size_t count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (count > kMost) return delete[] data;
+        delete[] std::exchange(kept_[next_++ % std::size(kept_)], {data, count}).data;
+    }
+    ~LogitsMemory() { for (auto& kept : kept_) delete[] kept.data; }
+
+private:
+    static constexpr size_t kMost = size_t{1} << 23;  // floats
+    struct Kept { float* data = nullptr; size_t count = 0; };
+    std::mutex mutex_;
+    Kept kept_[4];
+    size_t next_ = 0;
+};
+
+nb::ndarray<nb::numpy, float> logits_array(size_t rows, size_t cols) {
+    static const auto memory = std::make_shared<LogitsMemory>();
+    struct Owner { std::shared_ptr<LogitsMemory> memory; float* data; size_t count; };
+    auto owner = std::make_unique<Owner>(Owner{memory, memory->take(rows * cols), rows * cols});
+    float* data = owner->data;
+    nb::capsule capsule(owner.release(), [](void* p) noexcept {
+        const std::unique_ptr<Owner> mine(static_cast<Owner*>(p));
+        mine->memory->give(mine->data, mine->count);
+    });
+    return nb::ndarray<nb::numpy, float>(data, {rows, cols}, capsule);
+}
+
+nb::dict profile_dict(Model& model) {
+    const Profile profile = model.profile();
+    nb::dict seconds;
+    for (size_t i = 0; i < kPhases; ++i) seconds[kPhaseNames[i]] = profile.seconds[i];
+    nb::dict result;
+    result["passes"] = profile.passes;
+    result["rows"] = profile.rows;
+    result["seconds"] = seconds;
+    return result;
+}
+
 nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list tokens, const std::vector<size_t>& num_logits, size_t width) {
     if (caches.size() != tokens.size() || caches.size() != num_logits.size()) throw std::invalid_argument("caches, tokens and num_logits differ in length");
     std::vector<TokenRun> runs;
@@ -231,7 +281,7 @@ nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list to
         runs.push_back({nb::cast<KVCache*>(caches[i]), kept.back().data(), kept.back().size(), num_logits[i]});
         rows += num_logits[i];
     }
-    auto logits = float_array(rows, width);
+    auto logits = logits_array(rows, width);
     float* data = logits.data();
     {
         const nb::gil_scoped_release release;
@@ -273,6 +323,8 @@ NB_MODULE(_native, m) {
             return (positions + kBlockPositions - 1) / kBlockPositions * model.cache_blocks()->shape().block_bytes();
         }, "positions"_a)
         .def_prop_ro("cache_bytes_in_use", [](const Model& model) { return model.cache_blocks()->bytes(); })
+        .def("set_profiling", &Model::set_profiling, "on"_a)
+        .def("profile", &profile_dict)
         .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a, "width"_a);
     m.def("make_model", &make_model, "shape"_a, "tensors"_a, "buffer"_a, "inverse_frequencies"_a, "windows"_a, "instruction_set"_a, "team"_a,
           nb::keep_alive<0, 3>());

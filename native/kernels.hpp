@@ -35,6 +35,7 @@ struct AttentionJob {
     int head_dim;
     const uint8_t* const* keys;          // [blocks of the piece, as far as they are seen]
     const uint8_t* const* values;
+    size_t half_bytes;                   // half of the values of a block
 };
 constexpr int kAttentionRows = 8;
 

@@ -10,7 +10,10 @@ namespace {
 
 template <BlockType T> struct Format { static constexpr FormatInfo info = format_info(T); };
 
-constexpr size_t kPrefetch = 4096;  // bytes ahead: what eight tokens leave of the time that memory takes to answer
+constexpr size_t kPrefetch = 6144;  // bytes ahead: what eight tokens leave of the time that memory takes to answer
+
+constexpr size_t kManyBytes = 512 << 10;  // of quantised rows
+constexpr size_t kKeptBytes = 384 << 10;  // of weights, while many rows pass by
 
 constexpr int log2_of(int x) { return x <= 1 ? 0 : 1 + log2_of(x / 2); }
 
@@ -143,30 +146,38 @@ inline void tile_quant_out(const uint8_t* tile, size_t tile_index, size_t cols, 
     }
 }
 
+// One tile times some rows, at most S::kMaxTokens.
+template <class S, class Fmt>
+void tile_times_rows(const Weights& w, size_t tile, const QuantRows& x, size_t first_row, size_t row, size_t count, const Output& out) {
+    const uint8_t* data = w.data + tile * tile_bytes(Fmt::info, w.cols);
+    const auto run = [&]<int MT>() { tile_quant_out<S, Fmt, MT>(data, tile, w.cols, x, first_row + row, row, out); };
+    switch (count) {
+        case 1: run.template operator()<1>(); break;
+        case 2: run.template operator()<2>(); break;
+        case 3: run.template operator()<3>(); break;
+        case 4: run.template operator()<4>(); break;
+        default:
+            if constexpr (S::kMaxTokens > 4) {
+                switch (count) {
+                    case 5: run.template operator()<5>(); break;
+                    case 6: run.template operator()<6>(); break;
+                    case 7: run.template operator()<7>(); break;
+                    default: run.template operator()<8>(); break;
+                }
+            }
+    }
+}
+
+// A tile meets all rows while it is in the nearest cache. Where the rows are more than the second cache holds, some tiles stay
+// there instead, and the rows pass by.
 template <class S, class Fmt>
 void matmul_quant_format(const Weights& w, size_t first_tile, size_t last_tile, const QuantRows& x, size_t first_row, size_t m, const Output& out) {
-    const size_t size = tile_bytes(Fmt::info, w.cols);
-    for (size_t tile = first_tile; tile < last_tile; ++tile) {
-        const uint8_t* data = w.data + tile * size;
-        for (size_t row = 0; row < m;) {
-            const size_t left = m - row < S::kMaxTokens ? m - row : S::kMaxTokens;
-            const auto run = [&]<int MT>() { tile_quant_out<S, Fmt, MT>(data, tile, w.cols, x, first_row + row, row, out); };
-            switch (left) {
-                case 1: run.template operator()<1>(); break;
-                case 2: run.template operator()<2>(); break;
-                case 3: run.template operator()<3>(); break;
-                case 4: run.template operator()<4>(); break;
-                default:
-                    if constexpr (S::kMaxTokens > 4) {
-                        switch (left) {
-                            case 5: run.template operator()<5>(); break;
-                            case 6: run.template operator()<6>(); break;
-                            case 7: run.template operator()<7>(); break;
-                            default: run.template operator()<8>(); break;
-                        }
-                    }
-            }
-            row += left;
+    const size_t size = tile_bytes(Fmt::info, w.cols), together = m * w.cols * 2 < kManyBytes || size > kKeptBytes ? 1 : kKeptBytes / size;
+    for (size_t tile = first_tile; tile < last_tile; tile += together) {
+        const size_t end = last_tile - tile < together ? last_tile : tile + together;
+        for (size_t row = 0; row < m; row += S::kMaxTokens) {
+            const size_t count = m - row < S::kMaxTokens ? m - row : S::kMaxTokens;
+            for (size_t i = tile; i < end; ++i) tile_times_rows<S, Fmt>(w, i, x, first_row, row, count, out);
         }
     }
 }

@@ -26,10 +26,20 @@ Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kerne
     if (shape.head_dim % 16 || shape.head_dim > kMaxHeadDim) refuse("the head dimension is " + std::to_string(shape.head_dim) + "; the engine takes multiples of 16 up to 256");
     if (shape.hidden % 16 || shape.intermediate % 16) refuse("the hidden and intermediate sizes must be multiples of 16");
     if (!shape.kv_heads || shape.heads % shape.kv_heads) refuse("the number of heads must be a multiple of the number of key-value heads");
-    scratch_ = std::make_unique<Scratch>(shape, q + 2 * kv, std::max({shape.hidden, q, shape.intermediate}));
+    scratch_ = std::make_unique<Scratch>(shape, q + 2 * kv, std::max(q, shape.intermediate), static_cast<size_t>(team_->size()));
 }
 
 Model::~Model() = default;
+
+void Model::set_profiling(bool on) {
+    const std::lock_guard<std::mutex> lock(one_forward_);
+    profile_ = on ? std::make_unique<Profile>() : nullptr;
+}
+
+Profile Model::profile() {
+    const std::lock_guard<std::mutex> lock(one_forward_);
+    return profile_ ? *profile_ : Profile{};
+}
 
 void Model::check(const std::vector<TokenRun>& runs, size_t width) const {
     if (width == 0 || width > shape_.vocab) throw std::invalid_argument("logits of " + std::to_string(width) + " entries were asked for; the vocabulary has " + std::to_string(shape_.vocab));
@@ -100,20 +110,36 @@ void Model::forward(const std::vector<TokenRun>& runs, size_t width, float* logi
 
 void Model::run_pass(const Pass& pass, size_t width, float* logits) {
     const size_t m = pass.rows.size();
+    if (profile_) {
+        profile_->passes += 1;
+        profile_->rows += m;
+    }
     const AttentionPlan plan = plan_attention(pass);
     team_->run([&](Worker& worker) {
+        PhaseClock clock(worker.index() == 0 ? profile_.get() : nullptr);
         embed(worker, pass);
+        clock.end(Phase::embed);
         for (size_t i = 0; i < weights_.layers.size(); ++i) {
             const Layer& layer = weights_.layers[i];
-            norm_rows(worker, m, layer.attention_norm, is_quantised(layer.q) || is_quantised(layer.k) || is_quantised(layer.v));
-            project(worker, pass, layer);
+            const Input input = norm_rows(worker, m, layer.attention_norm, is_quantised(layer.q) || is_quantised(layer.k) || is_quantised(layer.v));
+            clock.end(Phase::norm);
+            project(worker, m, layer, input);
+            clock.end(Phase::project);
             rotate_and_store(worker, pass, layer, i);
+            clock.end(Phase::rotate);
             attend(worker, pass, plan, layer, i);
+            clock.end(Phase::attend);
             output_projection(worker, m, layer);
-            norm_rows(worker, m, layer.mlp_norm, is_quantised(layer.gate) || is_quantised(layer.up));
-            feed_forward(worker, m, layer);
+            clock.end(Phase::output);
+            const Input inner = norm_rows(worker, m, layer.mlp_norm, is_quantised(layer.gate) || is_quantised(layer.up));
+            clock.end(Phase::norm);
+            gate_and_up(worker, m, layer, inner);
+            clock.end(Phase::gate_up);
+            down(worker, m, layer);
+            clock.end(Phase::down);
         }
         if (!pass.wanted.empty()) head(worker, pass, width, logits);
+        clock.end(Phase::head);
     });
 }
 
@@ -123,32 +149,34 @@ void Model::embed(Worker& worker, const Pass& pass) {
     });
 }
 
-void Model::norm_rows(Worker& worker, size_t m, const Vector& norm, bool quantise) {
+// Few rows are normalised by every worker for itself: that takes less time than to share them and to wait.
+Model::Input Model::norm_rows(Worker& worker, size_t m, const Vector& norm, bool quantise) {
     const size_t n = shape_.hidden;
-    const QuantRows out = scratch_->quant(n);
-    worker.for_chunks(m, 1, [&](size_t first, size_t last) {
-        for (size_t r = first; r < last; ++r) {
-            kernels_.rms_norm(scratch_->x + r * n, norm.data, scratch_->normed + r * n, n, shape_.norm_eps);
-            if (quantise) kernels_.quantise(scratch_->normed + r * n, n, out, r, 0);
-        }
-    });
+    const bool own = m <= kFewRows;
+    const Input to = own ? scratch_->own(static_cast<size_t>(worker.index()), n) : Input{scratch_->normed.data(), n, {scratch_->normed_groups.data(), n}};
+    const auto do_row = [&](size_t r) {
+        kernels_.rms_norm(scratch_->x + r * n, norm.data, to.rows + r * n, n, shape_.norm_eps);
+        if (quantise) kernels_.quantise(to.rows + r * n, n, to.quantised, r, 0);
+    };
+    if (own) for (size_t r = 0; r < m; ++r) do_row(r);
+    else worker.for_chunks(m, 1, [&](size_t r, size_t) { do_row(r); });
+    return to;
 }
 
-// Some tiles of a product; the quantised form of x lies in the scratch.
-void Model::multiply(const Weights& w, size_t first_tile, size_t last_tile, const float* x, size_t x_stride, size_t m, float* out, size_t out_stride, bool add,
-                     const Vector& bias) {
+// Some tiles of a product.
+void Model::multiply(const Weights& w, size_t first_tile, size_t last_tile, const Input& in, size_t m, float* out, size_t out_stride, bool add, const Vector& bias) {
     if (is_quantised(w)) {
-        kernels_.matmul_quant(w, first_tile, last_tile, scratch_->quant(w.cols), 0, m, out, out_stride, add);
+        kernels_.matmul_quant(w, first_tile, last_tile, in.quantised, 0, m, out, out_stride, add);
     } else {
-        kernels_.matmul_float(w, first_tile, last_tile, x, x_stride, m, out, out_stride, add);
+        kernels_.matmul_float(w, first_tile, last_tile, in.rows, in.stride, m, out, out_stride, add);
     }
     if (!bias) return;
     const size_t first = first_tile * kTileRows, last = std::min(last_tile * kTileRows, w.rows);
     for (size_t r = 0; r < m; ++r) kernels_.add(out + r * out_stride + first, bias.data + first, last - first);
 }
 
-void Model::project(Worker& worker, const Pass& pass, const Layer& layer) {
-    const size_t m = pass.rows.size(), stride = layer.q.rows + layer.k.rows + layer.v.rows;
+void Model::project(Worker& worker, size_t m, const Layer& layer, const Input& in) {
+    const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
     const struct { const Weights& weights; const Vector& bias; size_t column; } parts[] = {
         {layer.q, layer.q_bias, 0}, {layer.k, layer.k_bias, layer.q.rows}, {layer.v, layer.v_bias, layer.q.rows + layer.k.rows}};
     const size_t tiles = layer.q.tiles() + layer.k.tiles() + layer.v.tiles();
@@ -156,9 +184,7 @@ void Model::project(Worker& worker, const Pass& pass, const Layer& layer) {
         size_t before = 0;
         for (const auto& part : parts) {
             const size_t from = std::max(first, before), to = std::min(last, before + part.weights.tiles());
-            if (from < to) {
-                multiply(part.weights, from - before, to - before, scratch_->normed.data(), shape_.hidden, m, scratch_->qkv + part.column, stride, false, part.bias);
-            }
+            if (from < to) multiply(part.weights, from - before, to - before, in, m, scratch_->qkv + part.column, stride, false, part.bias);
             before += part.weights.tiles();
         }
     });
@@ -166,59 +192,48 @@ void Model::project(Worker& worker, const Pass& pass, const Layer& layer) {
 
 void Model::output_projection(Worker& worker, size_t m, const Layer& layer) {
     const size_t q = shape_.heads * shape_.head_dim, tiles = layer.o.tiles();
-    if (is_quantised(layer.o)) {
-        const QuantRows out = scratch_->quant(q);
-        worker.for_chunks(m, 1, [&](size_t first, size_t last) {
-            for (size_t r = first; r < last; ++r) kernels_.quantise(scratch_->attention + r * q, q, out, r, 0);
-        });
+    const Input in{scratch_->attention.data(), q, {scratch_->groups.data(), q}};
+    if (is_quantised(layer.o) && shape_.head_dim % kGroup) {  // else each head is quantised when it is finished
+        worker.for_chunks(m, 1, [&](size_t r, size_t) { kernels_.quantise(in.rows + r * q, q, in.quantised, r, 0); });
     }
     worker.for_chunks(tiles, chunk_tiles(tiles, team_->size()), [&](size_t first, size_t last) {
-        multiply(layer.o, first, last, scratch_->attention.data(), q, m, scratch_->x.data(), shape_.hidden, true, layer.o_bias);
+        multiply(layer.o, first, last, in, m, scratch_->x.data(), shape_.hidden, true, layer.o_bias);
     });
 }
 
-void Model::feed_forward(Worker& worker, size_t m, const Layer& layer) {
-    const size_t n = shape_.intermediate, h = shape_.hidden;
-    const bool quantised = is_quantised(layer.down);
-    // Gate and up of some columns, then the activation and its quantisation while they are in the cache. The quantised
-    // input is still read by other workers, so the result is quantised in a phase of its own.
-    const size_t tiles = n / kTileRows;
+// Gate and up of some columns (whole groups), then the activation and its quantisation while they are in the cache.
+void Model::gate_and_up(Worker& worker, size_t m, const Layer& layer, const Input& in) {
+    const size_t n = shape_.intermediate, tiles = n / kTileRows;
+    const Input inner{scratch_->gate.data(), n, {scratch_->groups.data(), n}};
     worker.for_chunks(tiles, chunk_tiles(tiles, team_->size()), [&](size_t first, size_t last) {
-        multiply(layer.gate, first, last, scratch_->normed.data(), h, m, scratch_->gate.data(), n, false, layer.gate_bias);
-        multiply(layer.up, first, last, scratch_->normed.data(), h, m, scratch_->up.data(), n, false, layer.up_bias);
+        multiply(layer.gate, first, last, in, m, scratch_->gate.data(), n, false, layer.gate_bias);
+        multiply(layer.up, first, last, in, m, scratch_->up.data(), n, false, layer.up_bias);
         const size_t column = first * kTileRows, width = (last - first) * kTileRows;
-        for (size_t r = 0; r < m; ++r) kernels_.silu_mul(scratch_->gate + r * n + column, scratch_->up + r * n + column, width);
+        for (size_t r = 0; r < m; ++r) {
+            kernels_.silu_mul(inner.rows + r * n + column, scratch_->up + r * n + column, width);
+            if (is_quantised(layer.down)) kernels_.quantise(inner.rows + r * n + column, width, inner.quantised, r, column);
+        }
     });
-    if (quantised) {
-        const QuantRows out = scratch_->quant(n);
-        constexpr size_t kSlice = 512;  // columns
-        const size_t slices = (n + kSlice - 1) / kSlice;
-        worker.for_chunks(m * slices, 1, [&](size_t unit, size_t) {
-            const size_t row = unit / slices, column = unit % slices * kSlice;
-            kernels_.quantise(scratch_->gate + row * n + column, std::min(kSlice, n - column), out, row, column);
-        });
-    }
-    const size_t down_tiles = layer.down.tiles();
-    worker.for_chunks(down_tiles, chunk_tiles(down_tiles, team_->size()), [&](size_t first, size_t last) {
-        multiply(layer.down, first, last, scratch_->gate.data(), n, m, scratch_->x.data(), h, true, layer.down_bias);
+}
+
+void Model::down(Worker& worker, size_t m, const Layer& layer) {
+    const size_t n = shape_.intermediate, tiles = layer.down.tiles();
+    const Input in{scratch_->gate.data(), n, {scratch_->groups.data(), n}};
+    worker.for_chunks(tiles, chunk_tiles(tiles, team_->size()), [&](size_t first, size_t last) {
+        multiply(layer.down, first, last, in, m, scratch_->x.data(), shape_.hidden, true, layer.down_bias);
     });
 }
 
 void Model::head(Worker& worker, const Pass& pass, size_t width, float* logits) {
     const size_t n = shape_.hidden, wanted = pass.wanted.size();
-    const bool quantised = is_quantised(weights_.head);
-    const QuantRows out = scratch_->quant(n);
-    worker.for_chunks(wanted, 1, [&](size_t first, size_t last) {
-        for (size_t i = first; i < last; ++i) {
-            kernels_.rms_norm(scratch_->x + pass.wanted[i] * n, weights_.final_norm.data, scratch_->normed + i * n, n, shape_.norm_eps);
-            if (quantised) kernels_.quantise(scratch_->normed + i * n, n, out, i, 0);
-        }
+    const Input in{scratch_->normed.data(), n, {scratch_->normed_groups.data(), n}};
+    worker.for_chunks(wanted, 1, [&](size_t i, size_t) {
+        kernels_.rms_norm(scratch_->x + pass.wanted[i] * n, weights_.final_norm.data, in.rows + i * n, n, shape_.norm_eps);
+        if (is_quantised(weights_.head)) kernels_.quantise(in.rows + i * n, n, in.quantised, i, 0);
     });
     Weights part = weights_.head;
     part.rows = width;  // tiles are independent: the first ones are a matrix of their own
-    worker.for_chunks(part.tiles(), 16, [&](size_t first, size_t last) {
-        multiply(part, first, last, scratch_->normed.data(), n, wanted, logits, width, false, Vector{});
-    });
+    worker.for_chunks(part.tiles(), 16, [&](size_t first, size_t last) { multiply(part, first, last, in, wanted, logits, width, false, Vector{}); });
 }
 
 }  // namespace draftsmith

@@ -10,6 +10,7 @@
 
 #include "cache.hpp"
 #include "kernels.hpp"
+#include "profile.hpp"
 #include "threads.hpp"
 
 namespace draftsmith {
@@ -61,6 +62,10 @@ public:
     // first `width` entries of the vocabulary. Throws std::invalid_argument or std::bad_alloc with no cache changed.
     void forward(const std::vector<TokenRun>& runs, size_t width, float* logits);
 
+    // Seconds that the phases have taken since profiling was last turned on; all 0 when it is off.
+    void set_profiling(bool on);
+    Profile profile();
+
 private:
     struct Row { size_t segment; size_t position; int32_t token; };
     struct Segment { KVCache* cache; size_t first_row, count; };  // consecutive tokens of one sequence in a pass
@@ -69,6 +74,7 @@ private:
     struct AttentionPlan { size_t rows_per_unit, units; bool by_pieces; };
     struct AttentionUnit { const Segment* segment; size_t kv_head, first, count, first_piece, last_piece, slot, counter; };
     struct RowWindow { const float* query; size_t row, head, from, to; };
+    struct Input { float* rows; size_t stride; QuantRows quantised; };  // of a product: which one is read depends on the weights
     struct Scratch;
 
     void check(const std::vector<TokenRun>& runs, size_t width) const;
@@ -77,9 +83,10 @@ private:
 
     // The parts of a step, each executed by every worker of the team.
     void embed(Worker&, const Pass&);
-    void norm_rows(Worker&, size_t m, const Vector& norm, bool quantise);
-    void project(Worker&, const Pass&, const Layer&);
+    Input norm_rows(Worker&, size_t m, const Vector& norm, bool quantise);
+    void project(Worker&, size_t m, const Layer&, const Input&);
     void rotate_and_store(Worker&, const Pass&, const Layer&, size_t layer_index);
+    void rotate_head(const Pass&, const Layer&, size_t layer_index, size_t row, size_t kv_head);
     AttentionPlan plan_attention(const Pass&);
     void attend(Worker&, const Pass&, const AttentionPlan&, const Layer&, size_t layer_index);
     AttentionUnit find_unit(const Pass&, const AttentionPlan&, size_t index) const;
@@ -87,12 +94,13 @@ private:
     size_t attend_piece(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&, size_t piece, size_t begin, size_t end, float* const* out, float* maxima,
                         float* sums, size_t* who);
     void attend_whole(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&);
+    void finish_row(const Layer&, const RowWindow&, const float* vector, float sum);
     void attend_part(const Pass&, const Layer&, size_t layer_index, const AttentionUnit&);
     void output_projection(Worker&, size_t m, const Layer&);
-    void feed_forward(Worker&, size_t m, const Layer&);
+    void gate_and_up(Worker&, size_t m, const Layer&, const Input&);
+    void down(Worker&, size_t m, const Layer&);
     void head(Worker&, const Pass&, size_t width, float* logits);
-    void multiply(const Weights&, size_t first_tile, size_t last_tile, const float* x, size_t x_stride, size_t m, float* out, size_t out_stride, bool add,
-                  const Vector& bias);
+    void multiply(const Weights&, size_t first_tile, size_t last_tile, const Input&, size_t m, float* out, size_t out_stride, bool add, const Vector& bias);
 
     ModelShape shape_;
     ModelWeights weights_;
@@ -101,6 +109,7 @@ private:
     std::shared_ptr<BlockPool> cache_blocks_;
     std::mutex one_forward_;
     std::unique_ptr<Scratch> scratch_;
+    std::unique_ptr<Profile> profile_;  // null when nobody wants to know
     std::vector<float> cos_, sin_;  // [position][D / 2]
 };
 

@@ -9,6 +9,7 @@
 namespace draftsmith {
 
 constexpr size_t kMaxHeadDim = 256;
+constexpr size_t kFewRows = 8;  // rows that every worker normalises for itself
 
 template <class T> class Buffer {  // aligned to cache lines, not initialised
 public:
@@ -32,20 +33,21 @@ struct Partials {
 };
 
 struct Model::Scratch {
-    Scratch(const ModelShape& s, size_t qkv, size_t widest)
-        : x(kMaxRows * s.hidden), normed(kMaxRows * std::max(s.hidden, widest)), qkv(kMaxRows * qkv), attention(kMaxRows * s.heads * s.head_dim),
-          gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), groups(quant_groups(kMaxRows, widest)),
+    Scratch(const ModelShape& s, size_t qkv, size_t widest, size_t team)
+        : x(kMaxRows * s.hidden), normed(kMaxRows * s.hidden), qkv(kMaxRows * qkv), attention(kMaxRows * s.heads * s.head_dim),
+          gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), own_normed(team * kFewRows * s.hidden), normed_groups(quant_groups(kMaxRows, s.hidden)),
+          groups(quant_groups(kMaxRows, widest)), own_groups(team * quant_groups(kFewRows, s.hidden)),
           queries(s.cache_type == CacheType::int8 ? quant_groups(kMaxRows * s.heads, query_cols(s)) : 0) {}
 
     static size_t query_cols(const ModelShape& s) { return static_cast<size_t>(padded_head(static_cast<int>(s.head_dim))); }
 
-    // Quantised rows of `cols` columns; one set at a time is alive.
-    QuantRows quant(size_t cols) { return {groups.data(), cols}; }
     // Quantised queries: row = token x heads + head.
     QuantRows quant_queries(const ModelShape& s) { return {queries.data(), query_cols(s)}; }
+    // A worker's own normalised rows.
+    Input own(size_t worker, size_t n) { return {own_normed + worker * kFewRows * n, n, {own_groups + worker * quant_groups(kFewRows, n), n}}; }
 
-    Buffer<float> x, normed, qkv, attention, gate, up;
-    Buffer<QuantGroup> groups, queries;
+    Buffer<float> x, normed, qkv, attention, gate, up, own_normed;
+    Buffer<QuantGroup> normed_groups, groups, own_groups, queries;  // groups: of the attention's output, then of the activation
     Partials partials;
 };
 

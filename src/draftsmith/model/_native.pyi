@@ -1,6 +1,7 @@
 """Types of the extension module (``native/bindings.cpp``)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,8 @@ class Model:
     def cache_bytes(self, positions: int) -> int: ...
     @property
     def cache_bytes_in_use(self) -> int: ...
+    def set_profiling(self, on: bool) -> None: ...
+    def profile(self) -> dict[str, Any]: ...
     def forward(
         self,
         caches: Sequence[KVCache],
