@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["Provenance", "collect", "file_sha256"]
+__all__ = ["Provenance", "collect", "file_sha256", "machine", "version"]
 
 # What decides which kernels run, in the order of their age (names of Linux's /proc/cpuinfo).
 ISA_FLAGS: Final = (
@@ -50,7 +50,7 @@ def collect(files: Iterable[Path] = ()) -> Provenance:
     """The provenance of this process, here and now. ``files`` are read in full for their hashes (OSError if gone)."""
     cpu, isa = _cpu()
     return Provenance(
-        draftsmith=_version(),
+        draftsmith=version(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
         cpu=cpu,
@@ -63,13 +63,19 @@ def collect(files: Iterable[Path] = ()) -> Provenance:
     )
 
 
+def machine() -> tuple[str, tuple[str, ...], int]:
+    """The processor's name, its instruction sets, and how many of them this process may use."""
+    return (*_cpu(), _usable_cpus())
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _version() -> str:
+def version() -> str:
+    """Of the installed package."""
     from importlib import metadata  # slow to import, and every start of the program imports this module
 
     try:

@@ -29,7 +29,7 @@ def test_costs_are_relative_to_a_plain_step() -> None:
     steps = measure_steps(SlowModel(0.02), SlowModel(0.005))
     assert 0.02 <= steps.plain_s < 0.1
     assert 0.1 < steps.costs.draft_step < 0.9
-    assert len(steps.costs.verify) == 16
+    assert len(steps.costs.verify) == 32
     assert steps.costs.verify[0] == 1
     assert list(steps.costs.verify) == sorted(steps.costs.verify)
 

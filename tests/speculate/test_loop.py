@@ -302,6 +302,9 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
         def __init__(self) -> None:
             self.k = 0
 
+        def begin(self, unread: int) -> None:
+            del unread
+
         def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
             del upcoming, instead
             if not confidences:

@@ -71,7 +71,7 @@ def test_real_traces_are_faster_than_plain_and_near_the_best_length(draft_step: 
     for category, trace in real_traces():
         gain = speedup(AutoLength(costs), trace, costs)
         assert gain > 1.05, category
-        assert gain > 0.97 * best_fixed(trace, costs), category
+        assert gain > 0.96 * best_fixed(trace, costs), category
 
 
 @pytest.mark.parametrize("start", range(0, 128, 16))
@@ -121,14 +121,69 @@ def test_what_was_learnt_serves_the_next_text() -> None:
 def test_low_confidence_ends_a_draft_and_high_confidence_prolongs_it() -> None:
     policy = AutoLength(CostModel(0.35, CHEAP_CHECKS))
     assert policy.wants_more([], None)
+    policy.learn(Draft((0,), None, (0.6,)), Verdict((0, 0), 1, 1))
+    policy.learn(Draft((0, 0), None, (0.6, 0.6)), Verdict((0, 0, 0), 2, 2))
     assert not policy.wants_more([0.1], None)
     assert policy.wants_more([0.99], None)
     assert policy.wants_more([0.99, 0.99], None)
     assert not policy.wants_more([0.99, 0.3], None)
 
 
+def test_a_draft_may_lose_no_more_than_was_gained() -> None:
+    """However sure the draft model is of itself: short drafts first, longer ones once these have paid."""
+    policy = AutoLength(CostModel(0.35, CHEAP_CHECKS))
+    lengths = []
+    for _ in range(6):
+        k = 0
+        while k < 16 and policy.wants_more([0.99] * k, None):
+            k += 1
+        lengths.append(k)
+        policy.learn(Draft((0,) * k, None, (0.99,) * k), Verdict((0,) * (k + 1), k, k))
+    assert lengths[0] <= 2
+    assert lengths == sorted(lengths)
+    assert lengths[-1] >= 8
+
+
+@pytest.mark.parametrize("confidence", [0.05, 0.5, 0.97])
+@pytest.mark.parametrize("draft_step", [0.1, 0.3, 0.5, 1.0])
+def test_a_useless_draft_costs_a_twentieth_of_64_tokens_at_most(draft_step: float, confidence: float) -> None:
+    """Never right, and perhaps very sure of itself; nothing was known of it before."""
+    trace = Trace([False] * 64, [confidence] * 64)
+    costs = CostModel(draft_step, (1.0, 1.05, 1.09, 1.11, 1.15, 1.18, 1.24, 1.3, 1.65, 1.82))
+    assert speedup(AutoLength(costs), trace, costs) >= 0.95
+    if draft_step == 1.0:
+        assert speedup(AutoLength(costs), trace, costs) == 1.0
+
+
+def test_reading_what_the_draft_missed_has_a_price() -> None:
+    """500 tokens that nobody read are read only once that much was saved; a few are read at once."""
+    costs = CostModel(0.3, CHEAP_CHECKS, draft_read=0.025)
+    policy = AutoLength(costs)
+    policy.begin(unread=500)
+    assert not policy.wants_more([], None)
+    policy.begin(unread=5)
+    assert policy.wants_more([], None)
+    policy.begin(unread=100)
+    waited = 0
+    while not policy.wants_more([], None):
+        policy.learn(Draft(()), Verdict((0,), 0, 0))
+        waited += 1
+        assert waited < 10_000
+    assert waited > 200
+    policy.learn(Draft((0,), None, (0.5,)), Verdict((0, 0), 1, 1))
+    assert policy.wants_more([], None)
+
+
+def test_text_that_was_copied_has_to_be_read_too() -> None:
+    policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=1.0))
+    assert policy.wants_more([], None)
+    policy.learn(Draft((0,) * 4, None, (0.8,) * 4, free=True), Verdict((0,) * 5, 4, 4))
+    assert not policy.wants_more([], None)
+    assert policy.wants_more([], 0.9)
+
+
 def test_a_free_drafter_is_asked_by_what_it_knows() -> None:
-    policy = AutoLength(CostModel(0.0, (1.0, 1.5, 2.0)))
+    policy = AutoLength(CostModel(0.0, (1.0, 1.7, 2.4)))
     assert policy.wants_more([], 0.99)
     assert not policy.wants_more([], 0.1)
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from draftsmith.model.protocol import Model, TokenRun
-from draftsmith.speculate import AutoLength, CostModel
-from draftsmith.speculate.drafters.model import common_vocabulary
+from draftsmith.speculate import AutoLength, CostModel, Costs
+from draftsmith.speculate.drafters.model import common_vocabulary, softmax_at
 from draftsmith.types import Draft, Verdict
 
 __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
 
-_SIZES = (1, 4, 16)
-_REPEATS = 4
-_BUDGET_S = 0.3  # once this is used up, no size is measured a third time
-_CONTEXT = 32  # tokens in the cache while measuring
+_SIZES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32)  # kernels work in tiles of 8 and 16: steps lie after these
+_DRAFT_SIZES = (1, 16)
+_REPEATS = 5
+_BUDGET_S = 0.8  # once this is used up, no size is measured a third time
+_CONTEXT = 64  # tokens in the cache while measuring
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,21 @@ class StepCosts:
 
 
 class MeasuredLength:
-    """AutoLength over costs that are measured when ``prepare`` is called, or else when they are first needed."""
+    """AutoLength over costs that are had when ``prepare`` is called, or else when they are first needed."""
 
-    def __init__(self, measure: Callable[[], StepCosts]) -> None:
-        self._measure = measure
+    def __init__(self, costs: Callable[[], Costs]) -> None:
+        self._costs = costs
         self._policy: AutoLength | None = None
 
     def prepare(self) -> AutoLength:
         """Measure, unless that is done."""
         if self._policy is None:
-            self._policy = AutoLength(self._measure().costs)
+            self._policy = AutoLength(self._costs())
         return self._policy
+
+    def begin(self, unread: int) -> None:
+        """See ``LengthPolicy``."""
+        self.prepare().begin(unread)
 
     def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """See ``LengthPolicy``."""
@@ -52,18 +57,24 @@ class MeasuredLength:
 
 
 def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
-    """Time forwards of 1 to 16 tokens of the target and single steps of the draft model (None: drafts cost nothing)."""
+    """Time forwards of 1 to 32 tokens of the target and steps of the draft model (None: drafts cost nothing)."""
     seconds = _measure(target, _SIZES)
     plain = seconds[1]
     # A larger batch never costs less; where it was measured so, that is noise.
     known = [(size, max(seconds[s] for s in seconds if s <= size) / plain) for size in seconds]
     verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
-    draft_step = _measure(draft, (1,), common_vocabulary(draft.vocab_size))[1] / plain if draft is not None else 0.0
-    return StepCosts(plain, CostModel(draft_step, verify))
+    if draft is None:
+        return StepCosts(plain, CostModel(0.0, verify))
+    drafting = _measure(draft, _DRAFT_SIZES, common_vocabulary(draft.vocab_size))
+    most = max(drafting)
+    read = max(0.0, drafting[most] - drafting[1]) / max(1, most - 1)
+    return StepCosts(plain, CostModel(drafting[1] / plain, verify, read / plain))
 
 
-def _measure(model: Model, sizes: Sequence[int], vocab_limit: int | None = None) -> dict[int, float]:
-    """Least seconds of a forward by number of tokens; one forward goes before, to wake the weights up.
+def _measure(model: Model, sizes: Sequence[int], draft_vocab: int | None = None) -> dict[int, float]:
+    """Least seconds of a forward by number of tokens, with the choice of a token from every row of logits; one forward
+    goes before, to wake the weights up. ``draft_vocab``: as a draft model does it, one row from so much of the
+    vocabulary and a confidence.
 
     The least of a few, not their average: other programs can only make a step slower.
     """
@@ -79,7 +90,10 @@ def _measure(model: Model, sizes: Sequence[int], vocab_limit: int | None = None)
                 break
             cache.truncate(context)
             began = time.perf_counter()
-            model.forward([TokenRun(cache, [0] * size, num_logits=size, vocab_limit=vocab_limit)])
+            rows = 1 if draft_vocab is not None else size
+            [logits] = model.forward([TokenRun(cache, [0] * size, num_logits=rows, vocab_limit=draft_vocab)])
+            for row in logits:
+                softmax_at(row, int(row.argmax())) if draft_vocab is not None else row.argmax()
             seconds[size].append(time.perf_counter() - began)
     return {size: min(times) for size, times in seconds.items()}
 

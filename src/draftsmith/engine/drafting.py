@@ -15,6 +15,7 @@ from draftsmith.speculate import (
     FixedLength,
     LengthPolicy,
     SteppedDraftSession,
+    begin_text,
 )
 from draftsmith.types import Draft, VerificationRule
 
@@ -41,12 +42,18 @@ class BatchCosts:
         self._drafting, self._first_row = drafting, writing + reading
         self._scale = writing / drafting / self._costs.verify_cost(writing)
         self._before = self._costs.verify_cost(self._first_row)
-        self._draft_step = self._costs.draft_step * self._costs.verify_cost(drafting) * self._scale
+        together = self._costs.verify_cost(drafting) * self._scale
+        self._draft_step, self._draft_read = self._costs.draft_step * together, self._costs.draft_read * self._scale
 
     @property
     def draft_step(self) -> float:
         """What one draft token for each of the D costs; a draft model's batches are taken to cost like the target's."""
         return self._draft_step
+
+    @property
+    def draft_read(self) -> float:
+        """What it costs that the draft model reads a token more of one text."""
+        return self._draft_read
 
     def verify_cost(self, num_tokens: int) -> float:
         """What it costs that each of the D checks ``num_tokens`` tokens."""
@@ -89,6 +96,8 @@ class BatchDrafter:
             session.restart(task.request)
         task.drafter_read = read if session is not None else 0
         task.session = session or self._drafter.start(task.request, self._rule)
+        if task.policy is not None:  # it had a place before
+            begin_text(task.policy, len(task.ids) - task.drafter_read)
 
     def finish(self, task: Task) -> None:
         """Remember for the next text what this one's policy has learnt."""
@@ -102,8 +111,12 @@ class BatchDrafter:
         """
         ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.draft.token_ids]
         ready = [task for task in ready if not task.propose_forced()]
-        policies = {task: task.policy or self._new_policy(task) for task in ready}
+        known = {task: task.policy for task in ready}
+        policies = {task: policy or self._new_policy(task) for task, policy in known.items()}
         self._set_costs(ready, parts)
+        for task in ready:
+            if known[task] is None:
+                begin_text(policies[task], len(task.ids) - task.drafter_read)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, Steps]] = {}
         may_read = True

@@ -15,7 +15,8 @@ from typing import Literal, cast
 
 from draftsmith.engine.assemble import TextAssembler
 from draftsmith.engine.batch import Engine
-from draftsmith.engine.calibrate import MeasuredLength, StepCosts, measure_steps
+from draftsmith.engine.calibrate import MeasuredLength, StepCosts
+from draftsmith.engine.calibration import Calibration
 from draftsmith.engine.grammar import GrammarCompiler
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import DraftChoice, LoadedDrafter, LoadedModel, load_drafter, load_model
@@ -102,7 +103,7 @@ class LLM:
             _ = self.prompt_format  # told now if it is wrong; the model's own is prepared when it is needed
         self._grammars = GrammarCompiler(self._target.tokenizer)
         self._store = SequenceStore(self._target.model)
-        self._steps: StepCosts | None = None
+        self._calibration: Calibration | None = None
         self._engine: Engine | None = None
         self._drafter: LoadedDrafter | None = None
         self._plain_rounds: deque[float] = deque(maxlen=64)
@@ -152,19 +153,19 @@ class LLM:
         """
         if len(self._plain_rounds) >= MIN_PLAIN_ROUNDS:
             return median(self._plain_rounds)
-        return self._measured().plain_s
+        return self._calibrated().steps.plain_s
 
     def use_draft(self, draft: DraftChoice, *, progress: Progress = no_progress) -> None:
         """Change the drafter; the conversation's caches stay. If the new one cannot be loaded, the old one stays."""
         self._drafter = load_drafter(draft, self._target, self._options, progress)
         self._store.forget_drafter()
-        self._steps = self._engine = None
+        self._calibration = self._engine = None
         self._policy = self._new_policy()
 
     @property
     def step_costs(self) -> StepCosts:
-        """What drafting and checking cost here, as the length policy sees it; measured on first use."""
-        return self._measured()
+        """What drafting and checking cost here: from an earlier start, or measured on first use."""
+        return self._calibrated().steps
 
     def record(self) -> TracedDrafter:
         """Record every round from now on, until the drafter is changed. Raises UsageError when there is none."""
@@ -243,7 +244,7 @@ class LLM:
                 eos_ids=self.tokenizer.eos_ids,
                 drafter=self._drafter.drafter if self._drafter is not None else None,
                 draft_model=self._drafter.model if self._drafter is not None else None,
-                costs=lambda: self._measured().costs,
+                costs=lambda: self._calibrated().steps.costs,
                 num_draft_tokens=None if k == "auto" else k,
                 rule=self._options.rule,
                 limits=EngineLimits(max_waiting=sys.maxsize),
@@ -257,7 +258,7 @@ class LLM:
         request, reply = self._request(prompt_ids, params, stops)
         drafter = self._drafter.drafter if self._drafter is not None else None
         state = self._store.take(request, drafter, self._options.rule)
-        policy = self._policy_for(params)
+        policy, measured = self._policy_for(params), drafter is not None and self._options.num_draft_tokens == "auto"
         rounds = generate(
             self._target.model,
             state.cache,
@@ -266,14 +267,21 @@ class LLM:
             session=state.session,
             policy=policy,
             rule=self._options.rule,
+            on_round=(lambda times: self._calibrated().live.see(times)) if measured else None,
         )
+
+        def end(token_ids: tuple[int, ...] | None) -> None:
+            self._store.give_back(state, token_ids)
+            if self._calibration is not None:
+                self._calibration.refresh()
+
         return TextStream(
             rounds,
             reply,
             load_s=self._load_s,
             before_drafting=policy.prepare if drafter is not None and isinstance(policy, MeasuredLength) else None,
             on_plain_round=self._plain_rounds.append,
-            on_end=lambda token_ids: self._store.give_back(state, token_ids),
+            on_end=end,
         )
 
     def _check_ids(self, token_ids: Iterable[int], where: str) -> None:
@@ -283,21 +291,23 @@ class LLM:
             raise UsageError(f"{where} has the token id {wrong}; {self.name} has ids from 0 to {width - 1}")
 
     def _policy_for(self, params: SamplingParams) -> LengthPolicy:
-        """The policy keeps what it has learnt, except where the text depends on it: there all requests start alike."""
-        if self._options.rule == "rejection" and not params.greedy:
-            return self._new_policy()
+        """The policy keeps what it has learnt and follows the clock, except where the text depends on the lengths of
+        drafts: there all requests start alike, with the costs as first measured.
+        """
+        if self._options.num_draft_tokens == "auto" and self._options.rule == "rejection" and not params.greedy:
+            return MeasuredLength(lambda: self._calibrated().steps.costs)
         return self._policy
 
     def _new_policy(self) -> LengthPolicy:
         if self._options.num_draft_tokens == "auto":
-            return MeasuredLength(self._measured)
+            return MeasuredLength(lambda: self._calibrated().live)
         return FixedLength(self._options.num_draft_tokens)
 
-    def _measured(self) -> StepCosts:
-        """The costs of steps, measured on first use."""
-        if self._steps is None:
-            self._steps = measure_steps(self._target.model, self._drafter.model if self._drafter is not None else None)
-        return self._steps
+    def _calibrated(self) -> Calibration:
+        """The costs of steps, known on first use."""
+        if self._calibration is None:
+            self._calibration = Calibration(self._target, self._drafter, self._options.threads)
+        return self._calibration
 
 
 def _one_for_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:

@@ -29,19 +29,22 @@ __all__ = ["DraftChoice", "LoadedDrafter", "LoadedModel", "load_drafter", "load_
 _BITS_PER_WEIGHT = {"4bit": 5.0, "8bit": 9.0, "float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 
 
-# A match that takes the place of a model's draft has to be longer than one that takes the place of none.
 _FREE_IN_A_MIX: Mapping[str, Callable[[], Drafter]] = MappingProxyType(
-    {"lookup": lambda: PromptLookupDrafter(4, 3), "suffix": lambda: SuffixDrafter(3)}
+    {"lookup": PromptLookupDrafter, "suffix": SuffixDrafter}
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its tokenizer. ``name`` is what it was asked for by, for messages and status lines."""
+    """A model with its tokenizer. ``name`` is what it was asked for by, for messages and status lines.
+
+    ``identity``: the same for the same weights, stored the same way; None where there is no telling.
+    """
 
     name: str
     model: Model
     tokenizer: Tokenizer
+    identity: str | None = None
 
 
 DraftChoice = str | Path | LoadedModel | Drafter | None
@@ -52,12 +55,14 @@ DraftChoice = str | Path | LoadedModel | Drafter | None
 class LoadedDrafter:
     """A drafter, and the model behind it if there is one, so that its steps can be timed.
 
-    ``note``: what the user should know of how the draft model is used, in one sentence, if anything.
+    ``note``: what the user should know of how the draft model is used, in one sentence, if anything. ``identity``: the
+    model's, "" without one.
     """
 
     drafter: Drafter
     model: Model | None = None
     note: str | None = None
+    identity: str | None = ""
 
 
 def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_progress) -> LoadedModel:
@@ -103,7 +108,8 @@ def _load_native(path: Path, name: str, options: EngineOptions, progress: Progre
         threads=options.threads,
         progress=lambda done, total: progress(f"Loading {name}", done, total),
     )
-    return LoadedModel(name, model, checkpoint.tokenizer())
+    identity = f"{checkpoint.fingerprint} {options.quantize} {options.dtype}"
+    return LoadedModel(name, model, checkpoint.tokenizer(), identity)
 
 
 def load_drafter(
@@ -136,15 +142,17 @@ def _model_drafter(draft: LoadedModel, target: LoadedModel) -> LoadedDrafter:
     if target.tokenizer.fingerprint() != draft.tokenizer.fingerprint():
         vocabularies = compare_vocabularies(target.tokenizer, draft.tokenizer)
         if vocabularies.method(sampled=True) != "ids":
-            drafter = TranslatedDrafter(
+            translated = TranslatedDrafter(
                 draft.model,
                 vocabularies,
                 target_vocab_size=width,
                 max_context=target.model.max_context,
                 name=draft.name,
             )
-            return LoadedDrafter(drafter, draft.model, f"the draft {draft.name}: {vocabularies.describe()}")
-    return LoadedDrafter(ModelDrafter(draft.model, target_vocab_size=width, name=draft.name), draft.model)
+            note = f"the draft {draft.name}: {vocabularies.describe()}"
+            return LoadedDrafter(translated, draft.model, note, draft.identity)
+    drafter = ModelDrafter(draft.model, target_vocab_size=width, name=draft.name)
+    return LoadedDrafter(drafter, draft.model, identity=draft.identity)
 
 
 def _weight_bytes(checkpoint: Checkpoint, options: EngineOptions) -> int:

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 
 from draftsmith.engine import DraftChoice, Engine, EngineLimits, EngineOptions, LoadedModel, Progress
-from draftsmith.engine.calibrate import measure_steps
+from draftsmith.engine.calibration import Calibration
 from draftsmith.engine.loading import load_drafter, load_model
 from draftsmith.engine.options import no_progress
 from draftsmith.engine.thread import EngineThread
@@ -65,7 +65,7 @@ def load(
     length = None if options.num_draft_tokens == "auto" else options.num_draft_tokens
     costs: Callable[[], CostModel] | None = None
     if drafter is not None and length is None:
-        measured = measure_steps(loaded.model, drafter.model).costs  # now, so that no request waits for it
+        measured = Calibration(loaded, drafter, options.threads).steps.costs  # now, so that no request waits for it
 
         def costs() -> CostModel:
             return measured

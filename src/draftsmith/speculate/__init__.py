@@ -13,8 +13,8 @@ from draftsmith.speculate.drafters import (
     WantsMore,
     common_prefix,
 )
-from draftsmith.speculate.loop import Round, generate, token_limit
-from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy
+from draftsmith.speculate.loop import Round, RoundTimes, generate, token_limit
+from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy, begin_text
 from draftsmith.speculate.replay import ReplayResult, replay
 from draftsmith.speculate.stats import SpeculationCounter
 from draftsmith.speculate.trace import RoundRecord, Trace, TracedDrafter, read_trace, trace_json
@@ -35,6 +35,7 @@ __all__ = [
     "ReplayResult",
     "Round",
     "RoundRecord",
+    "RoundTimes",
     "SpeculationCounter",
     "SteppedDraftSession",
     "SuffixDrafter",
@@ -43,6 +44,7 @@ __all__ = [
     "TranslatedDrafter",
     "VocabularyMap",
     "WantsMore",
+    "begin_text",
     "check_same_vocabulary",
     "common_prefix",
     "compare_vocabularies",

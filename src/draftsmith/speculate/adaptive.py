@@ -7,8 +7,12 @@ write elsewhere: A_i >= rate * (c + v(i + 1) - v(i)), where ``rate`` is the toke
 plain decoding). Since A_i only falls, looking ahead as long as costs fall short of gains is all that is needed.
 
 A_i is the product of the acceptances of the tokens drafted so far, each looked up by its confidence, and of the average
-acceptance of tokens not drafted yet. Whether to draft at all is judged with some optimism, the more the less is known,
-and what is known fades while nothing is drafted: an unlucky start is forgiven, and a drafter that was given up is tried
+acceptance of tokens not drafted yet; for copies, by the length of the match, which grows with every token copied.
+
+Three things keep a poor drafter from costing much. Whether to begin is judged with little optimism. A draft may only be
+as long as what it can lose has been gained by earlier ones, so it starts with one or two tokens, however sure a draft
+model is of itself. And what a model has missed while it did not draft must have been saved up before it is read.
+What is known fades while nothing is drafted: an unlucky start is forgiven, and a drafter that was given up is tried
 again, soon if it was nearly good enough and rarely if it was hopeless.
 """
 
@@ -17,7 +21,8 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, repeat
 
 from draftsmith.speculate.policy import Costs
 from draftsmith.types import Draft, Verdict
@@ -27,10 +32,15 @@ __all__ = ["AutoLength"]
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of confidence; finer where most draft tokens are
 _PRIOR = (0.25, 0.35, 0.5, 0.6, 0.75, 0.85, 0.95, 0.98)  # acceptance expected before anything is known, for each bin
 _AFTER_PRIOR = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.85)  # of the token that follows
-_FREE_PRIOR = (0.1, 0.15, 0.2, 0.25, 0.4, 0.65, 0.88, 0.95)  # of copied tokens
-_OPTIMISM = 1.0  # standard deviations
+# Of copied tokens, after matches of 1, 2, 3, 4, 6, 9, 16, 33 tokens and more; their confidence is n / (n + 1).
+_FREE_EDGES = (0.6, 0.7, 0.78, 0.845, 0.895, 0.938, 0.969)
+_FREE_PRIOR = (0.35, 0.5, 0.65, 0.72, 0.8, 0.86, 0.93, 0.98)
+_OPTIMISM = 0.8  # standard deviations
 _FADE = 0.98  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
+_CREDIT = 0.5  # plain steps that a draft may lose before any was gained
+_MOST_CREDIT = 6.0
+_SAVED = 0.03  # of every token written without the draft model, for reading what it missed
 
 
 class _Rate:
@@ -66,15 +76,17 @@ class _Rate:
 class _Record:
     """How often draft tokens of one kind (drawn by a model, or free) were accepted."""
 
-    def __init__(self, prior: Sequence[float]) -> None:
+    def __init__(self, prior: Sequence[float], edges: Sequence[float] = _EDGES) -> None:
+        self._edges = edges
         self._by_confidence = [_Rate(value, memory=100) for value in prior]
-        self.first = _Rate(0.6, memory=40)  # acceptance of a round's first draft token, before it is drafted
+        self.first = _Rate(0.6, memory=40, weight=3)  # acceptance of a round's first draft token, before it is drafted
         self.later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
         self._after = [_Rate(value, memory=80) for value in _AFTER_PRIOR]
+        self.speed = _Rate(1.0, memory=30, weight=8)  # tokens that a unit of cost writes in rounds of this kind
 
     def of(self, confidence: float) -> _Rate:
         """Acceptance of tokens with such a confidence, given that those before were accepted."""
-        return self._by_confidence[bisect_right(_EDGES, confidence)]
+        return self._by_confidence[bisect_right(self._edges, confidence)]
 
     def after(self, confidence: float) -> _Rate:
         """Acceptance of tokens that follow one with such a confidence: hard places and easy ones come in stretches."""
@@ -110,58 +122,87 @@ class AutoLength:
     def __init__(self, costs: Costs, max_length: int = 16) -> None:
         self._costs = costs
         self._max_length = max_length
-        self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR)
-        self._speed = _Rate(1.0, memory=50, weight=8)  # tokens per unit of cost, as achieved
+        self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR, _FREE_EDGES)
+        self._credit = _CREDIT
+        self._unread, self._saved = 0, 0.0  # tokens that the draft model has to read first, and what that may cost
+
+    def begin(self, unread: int) -> None:
+        """See ``LengthPolicy``."""
+        self._unread, self._saved = unread, 0.0
+        self._credit = max(self._credit, _CREDIT)
 
     def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """Whether drafting one token more, and perhaps others after it, is expected to pay."""
         drafted = len(confidences)
-        if drafted >= self._max_length:
+        if drafted >= self._max_length or not self._can_afford(drafted + 1, free=upcoming is not None):
             return False
         if upcoming is None:
             return self._gain_of_drawing(confidences) > 0
-        following = self._free.of(upcoming)
         # With a model to fall back on, nothing is learnt by trying a copy that could not be learnt more cheaply.
-        chance = following.value if drafted or instead else following.optimistic
-        gain = self._gain(_product(self._free, confidences), chance, following.value, drafted, 0.0)
-        return gain > 0 and not (instead and self._gain_of_drawing(confidences) > gain)
+        hopeful = not drafted and not instead
+        if self._gain_of_copying(confidences, upcoming, self._free.speed.value, hopeful=hopeful) <= 0:
+            return False
+        if not instead or not self._can_afford(1, free=False):
+            return True
+        return self._gain_of_copying((), upcoming, self._drawn.speed.value) >= self._gain_of_drawing(())
 
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
         other = copy.copy(self)
-        other._drawn, other._free, other._speed = copy.deepcopy((self._drawn, self._free, self._speed))
+        other._drawn, other._free = copy.deepcopy((self._drawn, self._free))
         return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted, and what the round wrote for its cost."""
-        drafted = verdict.num_draft_tokens
-        drafting = 0.0 if draft.free else drafted * self._costs.draft_step
-        self._speed.see(verdict.num_accepted + 1, drafting + self._costs.verify_cost(drafted + 1))
-        for record, used in ((self._drawn, not draft.free), (self._free, draft.free)):
-            if used and drafted:
+        drafted, written = verdict.num_draft_tokens, verdict.num_accepted + 1
+        drew = drafted > 0 and not draft.free
+        cost = self._costs.verify_cost(drafted + 1) + (drafted * self._costs.draft_step if drew else 0.0)
+        (self._free if drafted and draft.free else self._drawn).speed.see(written, cost)
+        self._credit = min(_MOST_CREDIT, max(0.0, self._credit + written - cost))
+        self._unread, self._saved = (0, 0.0) if drew else (self._unread + written, self._saved + _SAVED * written)
+        for record, used in ((self._drawn, drew), (self._free, drafted > 0 and draft.free)):
+            if used:
                 record.see(draft, verdict.num_accepted)
             else:
                 record.fade()
 
-    def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
-        record, drafted = self._drawn, len(confidences)
-        chance, later = record.first.optimistic, record.later.value
-        if drafted:
-            chance = later = record.after(confidences[-1]).value
-        reach = _product(record, confidences)
-        return self._gain(reach, chance, later, drafted, self._costs.draft_step)
+    def _can_afford(self, length: int, *, free: bool) -> bool:
+        """Whether a draft of so many tokens can be lost, or so the first of them, which beliefs alone decide on."""
+        if not free and self._unread * self._costs.draft_read > _CREDIT + self._saved:
+            return False
+        drafting = 0.0 if free else length * self._costs.draft_step
+        return length == 1 or drafting + self._costs.verify_cost(length + 1) - 1.0 <= self._credit
 
-    def _gain(self, reach: float, chance: float, following: float, drafted: int, draft_step: float) -> float:
+    def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
+        record = self._drawn
+        chance, later = record.first.optimistic, record.later.value
+        if confidences:
+            chance = later = record.after(confidences[-1]).value
+        ahead = chain((chance,), repeat(later))
+        return self._gain(
+            _product(record, confidences), ahead, len(confidences), self._costs.draft_step, record.speed.value
+        )
+
+    def _gain_of_copying(
+        self, confidences: Sequence[float], upcoming: float, speed: float, *, hopeful: bool = False
+    ) -> float:
+        """After n / (n + 1) comes (n + 1) / (n + 2): with every token that is right, the match is longer by one."""
+        match = upcoming / max(1e-9, 1 - upcoming)
+        rates = (self._free.of((match + i) / (match + i + 1)) for i in count())
+        ahead = (rate.optimistic if hopeful and not i else rate.value for i, rate in enumerate(rates))
+        return self._gain(_product(self._free, confidences), ahead, len(confidences), 0.0, speed)
+
+    def _gain(self, reach: float, chances: Iterator[float], drafted: int, draft_step: float, speed: float) -> float:
         """The most that some number of further tokens is expected to gain above what its cost gains elsewhere.
 
-        ``reach`` is the probability that all tokens so far are accepted, ``chance`` that the next one is then, and
-        ``following`` the same for each one after it. Not positive: no number of tokens pays.
+        ``reach`` is the probability that all tokens so far are accepted, ``chances`` that the next ones are, each after
+        the one before. ``speed`` is that of elsewhere: of rounds of the same kind, since copies come in stretches, and
+        so do places where there is nothing to copy. Not positive: no number of tokens pays.
         """
-        rate = max(1.0, self._speed.value)
+        rate = max(1.0, speed)
         gain, best = 0.0, -math.inf
         for k in range(drafted + 1, self._max_length + 1):
-            reach *= chance
-            chance = following
+            reach *= next(chances)
             gain += reach - rate * (draft_step + self._costs.verify_cost(k + 1) - self._costs.verify_cost(k))
             best = max(best, gain)
         return best

@@ -5,7 +5,8 @@ Plain decoding is the same loop without a drafter: every round is then one token
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from draftsmith.model.protocol import KVCache, Model, TokenRun
 from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.drafters.protocol import DraftSession
-from draftsmith.speculate.policy import FixedLength, LengthPolicy
+from draftsmith.speculate.policy import FixedLength, LengthPolicy, begin_text
 from draftsmith.speculate.verify import verify
 from draftsmith.types import (
     Distribution,
@@ -29,7 +30,7 @@ from draftsmith.types import (
     VerificationRule,
 )
 
-__all__ = ["Round", "as_round", "generate", "record", "target_distributions", "token_limit"]
+__all__ = ["Round", "RoundTimes", "as_round", "generate", "record", "target_distributions", "token_limit"]
 
 _NO_DRAFT = Draft(())
 
@@ -59,6 +60,16 @@ class Round:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RoundTimes:
+    """What a round took: seconds of drafting ``num_draft_tokens`` tokens, and of checking them."""
+
+    num_draft_tokens: int
+    free: bool
+    draft_s: float
+    check_s: float
+
+
 def generate(
     model: Model,
     cache: KVCache,
@@ -68,12 +79,14 @@ def generate(
     session: DraftSession | None = None,
     policy: LengthPolicy | None = None,
     rule: VerificationRule = "coupled",
+    on_round: Callable[[RoundTimes], object] | None = None,
 ) -> Iterator[Round]:
     """Write the reply to ``request``, one Round at a time; the last one has a finish_reason.
 
     ``cache`` holds nothing, or the keys and values of a proper prefix of the prompt; it is modified. After every round
     it holds prompt and reply except the last token, also when the caller stops early. ``session`` is that of a drafter,
-    started with the same request and rule; without one, decoding is plain. EOS is part of the reply.
+    started with the same request and rule; without one, decoding is plain. EOS is part of the reply. ``on_round`` is
+    told what each round after the first took.
 
     Raises UsageError for an empty prompt, PromptTooLong when the context has no room for a token of reply.
     """
@@ -81,9 +94,9 @@ def generate(
     ids, end = list(request.prompt_ids), len(request.prompt_ids) + token_limit(request, cache.capacity)
     text = TextState(request)
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
-    draft = _NO_DRAFT  # the first round reads the prompt and writes one token; it drafts nothing
+    draft, draft_s = _NO_DRAFT, 0.0  # the first round reads the prompt and writes one token; it drafts nothing
     while True:
-        start = len(ids)
+        start, began = len(ids), time.perf_counter()
         run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
         [logits] = model.forward([run])
         verdict = verify(draft, target_distributions(logits, draft, text), rule, noise, start)
@@ -95,15 +108,19 @@ def generate(
             if not draft.forced:
                 policy.learn(draft, verdict)
         record(text, ids[len(request.prompt_ids) + text.reply_length :])
-        if session and start == len(request.prompt_ids) and policy.wants_more((), None):
-            session.read(ids)  # the prompt, as part of prefill; not where drafting is not worth it
+        if start > len(request.prompt_ids):
+            if on_round:
+                on_round(RoundTimes(len(draft.token_ids), draft.free, draft_s, time.perf_counter() - began))
+        elif session and begin_text(policy, unread=start):
+            session.read(ids)  # the prompt, as part of prefill
         yield finished
         if finished.finish_reason:
             return
         if session:
-            room = end - len(ids) - 1
+            room, began = end - len(ids) - 1, time.perf_counter()
             draft = forced_draft(text, room) or session.draft(ids, room, policy.wants_more)
             draft = without_forbidden(draft, text)
+            draft_s = time.perf_counter() - began
 
 
 def token_limit(request: Request, capacity: int) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from draftsmith.types import Draft, Verdict
 
-__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy"]
+__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy", "begin_text"]
 
 
 class Costs(Protocol):
@@ -17,6 +17,11 @@ class Costs(Protocol):
     @property
     def draft_step(self) -> float:
         """c: what one draft token costs."""
+        ...
+
+    @property
+    def draft_read(self) -> float:
+        """What one token more costs that the draft model reads together with others."""
         ...
 
     def verify_cost(self, num_tokens: int) -> float:
@@ -29,15 +34,17 @@ class CostModel:
     """What drafting and checking cost, in units of one plain step of the target.
 
     ``draft_step`` is c: one draft token. ``verify`` holds v(1), v(2), ... where v(m) is the cost of checking m tokens
-    at once; beyond its end v grows on with its last slope. Measured once by the engine and then fixed, so that a choice
-    never depends on the clock.
+    at once; beyond its end v grows on with its last slope. ``draft_read`` is what one token more costs that the draft
+    model reads with others: what it missed while it did not draft. Measured once by the engine and then fixed, so that
+    a choice never depends on the clock.
     """
 
     draft_step: float
     verify: tuple[float, ...] = (1.0, 1.03, 1.06, 1.1, 1.14, 1.18, 1.22, 1.26)
+    draft_read: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.draft_step < 0 or not self.verify or min(self.verify) <= 0:
+        if self.draft_step < 0 or self.draft_read < 0 or not self.verify or min(self.verify) <= 0:
             raise ValueError(f"costs must be positive: {self}")
 
     def verify_cost(self, num_tokens: int) -> float:
@@ -52,6 +59,10 @@ class CostModel:
 class LengthPolicy(Protocol):
     """Decides, token by token, whether drafting one more pays."""
 
+    def begin(self, unread: int) -> None:
+        """A text begins, or goes on elsewhere; the draft model has yet to read ``unread`` tokens of it."""
+        ...
+
     def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """See ``drafters.protocol.WantsMore``. Changes nothing."""
         ...
@@ -61,11 +72,26 @@ class LengthPolicy(Protocol):
         ...
 
 
+def begin_text(policy: LengthPolicy, unread: int) -> bool:
+    """A text begins of which the drafter lacks ``unread`` tokens: is it to read them now, before it is asked to draft?
+
+    Not where drafting is not expected to pay; then the policy knows what trying it later would cost.
+    """
+    policy.begin(0)
+    if policy.wants_more((), None):
+        return True
+    policy.begin(unread)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class FixedLength:
     """Always ``length`` tokens (as far as the drafter has them); 0 is plain decoding."""
 
     length: int
+
+    def begin(self, unread: int) -> None:
+        """Nothing depends on it."""
 
     def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
         """Whether there are fewer than ``length`` yet. Free tokens are always welcome."""

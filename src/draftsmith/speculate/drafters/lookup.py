@@ -11,7 +11,7 @@ from draftsmith.errors import UsageError
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
-__all__ = ["PromptLookupDrafter", "PromptLookupSession"]
+__all__ = ["PromptLookupDrafter", "PromptLookupSession", "copy_confidence"]
 
 _LONGEST_LOOK_BACK = 32  # how far a match is followed back to tell how good it is
 
@@ -67,12 +67,14 @@ class PromptLookupSession:
         source = self._match()
         if source is None:
             return Draft(())
+        match = self._match_length(source)
         drawn: list[int] = []
-        confidence = self._confidence(source)
-        while len(drawn) < max_tokens and wants_more([confidence] * len(drawn), confidence):
+        confidences: list[float] = []
+        while len(drawn) < max_tokens and wants_more(confidences, copy_confidence(match + len(drawn))):
             at = source + len(drawn)
+            confidences.append(copy_confidence(match + len(drawn)))
             drawn.append(self._indexed[at] if at < len(self._indexed) else drawn[at - len(self._indexed)])
-        return Draft(tuple(drawn), None, (confidence,) * len(drawn), free=bool(drawn))
+        return Draft(tuple(drawn), None, tuple(confidences), free=bool(drawn))
 
     def commit(self, verdict: Verdict) -> None:
         """Nothing to undo: only the text itself is indexed."""
@@ -85,9 +87,16 @@ class PromptLookupSession:
                 return source
         return None
 
-    def _confidence(self, source: int) -> float:
-        """n / (n + 1) for a match of n tokens: the longer the match, the likelier that the text goes on alike."""
+    def _match_length(self, source: int) -> int:
         text, length = self._indexed, 0
         while length < min(source, _LONGEST_LOOK_BACK) and text[source - 1 - length] == text[-1 - length]:
             length += 1
-        return length / (length + 1)
+        return length
+
+
+def copy_confidence(match: int) -> float:
+    """How sure to be of a token that follows a match of so many tokens: n / (n + 1), the surer the longer.
+
+    The tokens of a copy belong to the match of those after them, since these only matter if the former were right.
+    """
+    return match / (match + 1)

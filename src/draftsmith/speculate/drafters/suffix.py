@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from draftsmith.errors import UsageError
+from draftsmith.speculate.drafters.lookup import copy_confidence
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
@@ -160,12 +161,13 @@ class SuffixDraftSession:
         if length < self._drafter.min_match:
             return Draft(())
         text, source = self._automaton.token_ids, self._source
-        confidence = length / (length + 1)
         drawn: list[int] = []
-        while len(drawn) < max_tokens and wants_more([confidence] * len(drawn), confidence):
+        confidences: list[float] = []
+        while len(drawn) < max_tokens and wants_more(confidences, copy_confidence(length + len(drawn))):
             at = source + len(drawn)
+            confidences.append(copy_confidence(length + len(drawn)))
             drawn.append(text[at] if at < len(text) else drawn[at - len(text)])
-        return Draft(tuple(drawn), None, (confidence,) * len(drawn), free=bool(drawn))
+        return Draft(tuple(drawn), None, tuple(confidences), free=bool(drawn))
 
     def commit(self, verdict: Verdict) -> None:
         """Nothing to undo: only the text itself is in the automaton."""

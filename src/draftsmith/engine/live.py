@@ -1,0 +1,89 @@
+"""Costs that follow what steps really take while text is written: longer contexts, a machine that others use.
+
+Only for texts that do not depend on the length of drafts (greedy ones, and all under the coupled rule): there the clock
+may decide where rounds are cut. Sampled texts under the rejection rule get the costs as first measured.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from draftsmith.engine.calibrate import StepCosts
+from draftsmith.speculate import CostModel, RoundTimes
+
+__all__ = ["LiveCosts"]
+
+_WINDOW = 16  # rounds of a kind that are remembered: a pause of the whole machine is soon outvoted
+_ENOUGH = 4  # fewer rounds of a kind say nothing
+_MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
+_LAST_OF_SIZE = (1, 4, 8)  # checks of 1, 2 to 4, 5 to 8 and more tokens are corrected apart
+
+
+class LiveCosts:
+    """``Costs`` that begin with ``steps`` and are corrected by ``see``, which hears of every round."""
+
+    def __init__(self, steps: StepCosts) -> None:
+        self._steps = steps
+        self._checks = tuple(deque[float](maxlen=_WINDOW) for _ in range(len(_LAST_OF_SIZE) + 1))
+        self._drafts = deque[float](maxlen=_WINDOW)
+        self._draft_factor = 1.0
+        self._check_factors = [1.0] * len(self._checks)
+        self.num_seen = 0
+
+    def see(self, times: RoundTimes) -> None:
+        """Compare a round's seconds with those expected of it."""
+        self.num_seen += 1
+        costs, plain_s = self._steps.costs, self._steps.plain_s
+        size = times.num_draft_tokens + 1
+        self._checks[_kind(size)].append(times.check_s / (plain_s * costs.verify_cost(size)))
+        expected = plain_s * times.num_draft_tokens * costs.draft_step
+        if expected > 0 and not times.free:
+            self._drafts.append(times.draft_s / expected)
+        self._correct()
+
+    @property
+    def draft_step(self) -> float:
+        """See ``Costs``."""
+        return self._steps.costs.draft_step * self._draft_factor
+
+    @property
+    def draft_read(self) -> float:
+        """See ``Costs``."""
+        return self._steps.costs.draft_read * self._draft_factor
+
+    def verify_cost(self, num_tokens: int) -> float:
+        """See ``Costs``."""
+        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
+
+    def steps(self) -> StepCosts:
+        """What is known now, as if it had been measured like this."""
+        costs = self._steps.costs
+        sizes = range(1, len(costs.verify) + 1)
+        rising = tuple(max(1.0, *(self.verify_cost(size) for size in sizes[:last])) for last in sizes)
+        scale = _typical(self._checks[0]) or 1.0
+        return StepCosts(self._steps.plain_s * scale, CostModel(self.draft_step, rising, self.draft_read))
+
+    def _correct(self) -> None:
+        """All factors are relative to plain steps; before enough of these were seen, to checks of any size."""
+        plain = _typical(self._checks[0])
+        unit = plain or _typical([ratio for kind in self._checks for ratio in kind])
+        if unit is None:
+            return
+        drafts = _typical(self._drafts)
+        self._draft_factor = _bounded(drafts / unit) if drafts is not None else 1.0
+        for i, kind in enumerate(self._checks[1:], start=1):
+            seen = _typical(kind)
+            self._check_factors[i] = _bounded(seen / plain) if seen is not None and plain is not None else 1.0
+
+
+def _kind(size: int) -> int:
+    return sum(size > last for last in _LAST_OF_SIZE)
+
+
+def _typical(ratios: deque[float] | list[float]) -> float | None:
+    return median(ratios) if len(ratios) >= _ENOUGH else None
+
+
+def _bounded(factor: float) -> float:
+    return min(max(factor, 1 / _MOST), _MOST)

@@ -1,0 +1,196 @@
+"""Costs on disk: found again by the same pair on the same machine only, and never trusted when they make no sense."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine import calibration as module
+from draftsmith.engine.calibrate import StepCosts
+from draftsmith.engine.calibration import Calibration, calibration_path, read_calibration, write_calibration
+from draftsmith.engine.live import LiveCosts
+from draftsmith.engine.loading import LoadedDrafter, LoadedModel
+from draftsmith.model.protocol import Model
+from draftsmith.speculate import CostModel, PromptLookupDrafter, RoundTimes
+from draftsmith.text import Tokenizer
+from tests.support.fakes import FakeModel
+
+STEPS = StepCosts(0.02, CostModel(0.3, tuple(1 + 0.05 * size for size in range(32)), 0.02))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAFTSMITH_CACHE", str(tmp_path / "cache"))
+
+
+def path_of(*identities: str, threads: int | None = None) -> Path:
+    path = calibration_path(identities, threads)
+    assert path is not None
+    return path
+
+
+def test_a_pair_finds_its_costs_again() -> None:
+    path = path_of("a", "b")
+    assert read_calibration(path) is None
+    write_calibration(path, STEPS)
+    assert read_calibration(path_of("a", "b")) == STEPS
+    assert [other.name for other in path.parent.iterdir()] == [path.name]  # nothing half-written
+
+
+def test_what_changes_the_costs_changes_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [path_of("a", "b"), path_of("b", "a"), path_of("a", ""), path_of("a", "b", threads=7)]
+    monkeypatch.setattr(module, "_build", lambda: "another build")
+    paths.append(path_of("a", "b"))
+    monkeypatch.setattr(module, "machine", lambda: ("another processor", (), 64))
+    paths.append(path_of("a", "b"))
+    assert len(set(paths)) == len(paths)
+    assert calibration_path(("a", None), None) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value.pop("verify"),
+        lambda value: value.update(format="draftsmith calibration 0"),
+        lambda value: value.update(plain_s=0.0),
+        lambda value: value.update(plain_s="nan"),
+        lambda value: value.update(draft_step=-0.1),
+        lambda value: value.update(draft_read=float("inf")),
+        lambda value: value.update(verify=[]),
+        lambda value: value.update(verify=[1.0, 2.0, 1.5]),
+        lambda value: value.update(verify=[2.0, 3.0]),
+        lambda value: value.update(verify="1.0"),
+        lambda value: value.update(verify=["x" * 100_000]),
+    ],
+)
+def test_numbers_that_make_no_sense_are_as_good_as_none(damage: object) -> None:
+    path = path_of("a", "b")
+    write_calibration(path, STEPS)
+    value = json.loads(path.read_bytes())
+    assert callable(damage)
+    damage(value)
+    path.write_text(json.dumps(value))
+    assert read_calibration(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"[" * 5000, b"null", b"{"])
+def test_files_that_are_no_calibration(content: bytes) -> None:
+    path = path_of("a", "b")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert read_calibration(path) is None
+
+
+class Measuring:
+    """Stands for ``measure_steps``; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, target: Model, draft: Model | None = None) -> StepCosts:
+        del target, draft
+        self.calls += 1
+        return STEPS
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
+    measuring = Measuring()
+    monkeypatch.setattr(module, "measure_steps", measuring)
+    return measuring
+
+
+def calibrate(byte_tokenizer: Tokenizer, identity: str | None = "target") -> Calibration:
+    target = LoadedModel("target", FakeModel(), byte_tokenizer, identity)
+    return Calibration(target, LoadedDrafter(PromptLookupDrafter()), None)
+
+
+@pytest.fixture
+def byte_tokenizer() -> Tokenizer:
+    from tests.support.fakes import byte_tokenizer as make
+
+    return make()
+
+
+def test_measured_once_for_all_starts(byte_tokenizer: Tokenizer, measuring: Measuring) -> None:
+    assert calibrate(byte_tokenizer).steps == calibrate(byte_tokenizer).steps == STEPS
+    assert measuring.calls == 1
+    path_of("target", "").write_text("damaged")
+    assert calibrate(byte_tokenizer).steps == STEPS
+    assert measuring.calls == 2
+    assert read_calibration(path_of("target", "")) == STEPS  # and mended
+
+
+def test_models_that_cannot_be_known_again_are_measured_every_time(
+    byte_tokenizer: Tokenizer, measuring: Measuring
+) -> None:
+    calibrate(byte_tokenizer, None)
+    calibrate(byte_tokenizer, None)
+    assert measuring.calls == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
+    byte_tokenizer: Tokenizer, measuring: Measuring, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert calibrate(byte_tokenizer).steps == STEPS
+    assert measuring.calls == 1
+
+
+def see(live: LiveCosts, rounds: Sequence[tuple[int, float, float]], free: bool = False) -> None:
+    """``rounds``: draft tokens, and how many times as long as measured drafting and checking took."""
+    for k, drafting, checking in rounds:
+        drafts, check = k * STEPS.costs.draft_step, STEPS.costs.verify_cost(k + 1)
+        live.see(RoundTimes(k, free, STEPS.plain_s * drafts * drafting, STEPS.plain_s * check * checking))
+
+
+def test_live_costs_begin_as_measured_and_stay_so_when_all_is_as_expected() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1), (3, 1, 1), (7, 1, 1)] * 10)
+    assert live.draft_step == pytest.approx(STEPS.costs.draft_step)
+    assert [live.verify_cost(m) for m in (1, 4, 8, 40)] == pytest.approx(
+        [STEPS.costs.verify_cost(m) for m in (1, 4, 8, 40)]
+    )
+
+
+def test_a_slower_machine_changes_nothing_and_a_dearer_draft_does() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 3, 3), (3, 3, 3)] * 10)
+    assert (live.draft_step, live.verify_cost(4)) == pytest.approx((STEPS.costs.draft_step, STEPS.costs.verify_cost(4)))
+    see(live, [(0, 2, 1), (3, 2, 1.5)] * 20)
+    assert live.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
+    assert live.verify_cost(4) == pytest.approx(1.5 * STEPS.costs.verify_cost(4))
+    assert live.verify_cost(1) == 1.0
+
+
+def test_a_pause_of_the_machine_is_outvoted_and_corrections_are_bounded() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1), (3, 1, 1)] * 8 + [(3, 500, 500), (0, 1, 900)])
+    assert live.draft_step == pytest.approx(STEPS.costs.draft_step)
+    assert live.verify_cost(4) == pytest.approx(STEPS.costs.verify_cost(4))
+    see(live, [(0, 1, 1), (3, 500, 1)] * 20)
+    assert live.draft_step == pytest.approx(3 * STEPS.costs.draft_step)
+
+
+def test_copies_say_nothing_about_the_draft_model() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1), (3, 9, 1)] * 20, free=True)
+    assert live.draft_step == STEPS.costs.draft_step
+
+
+def test_a_file_that_proved_wrong_is_written_anew(byte_tokenizer: Tokenizer, measuring: Measuring) -> None:
+    known = calibrate(byte_tokenizer)
+    see(known.live, [(0, 1, 1), (3, 1.1, 1.0)] * 40)
+    known.refresh()
+    assert read_calibration(path_of("target", "")) == STEPS  # near enough
+    see(known.live, [(0, 1, 1), (3, 2, 1.0)] * 40)
+    known.refresh()
+    again = calibrate(byte_tokenizer).steps
+    assert again.costs.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
+    assert known.steps == STEPS  # what sampled texts under the rejection rule go by stays
+    assert measuring.calls == 1
