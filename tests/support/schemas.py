@@ -18,7 +18,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 KNOWN = {
     "$schema", "$id", "title", "description", "type", "properties", "required", "additionalProperties", "items",
-    "enum", "minimum", "maximum", "minItems", "maxItems",
+    "anyOf", "const", "enum", "minimum", "maximum", "minItems", "maxItems",
 }  # fmt: skip
 
 
@@ -39,6 +39,10 @@ def violations(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[st
         return
     if "enum" in schema and value not in schema["enum"]:
         yield f"{where} is {value!r}, not one of {schema['enum']}"
+    if "const" in schema and value != schema["const"]:
+        yield f"{where} is {value!r}, not {schema['const']!r}"
+    if "anyOf" in schema and all(any(violations(value, one, where)) for one in schema["anyOf"]):
+        yield f"{where} is {value!r:.60}, which is none of the kinds that are allowed"
     if isinstance(value, dict):
         yield from _object(value, schema, where)
     if isinstance(value, list):

@@ -13,10 +13,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import draftsmith
 from draftsmith.server import metrics
 from draftsmith.server.fields import Strict
 from draftsmith.server.generation import Generation
 from draftsmith.server.guard import Guard, send_json
+from draftsmith.server.openapi import openapi_document
 from draftsmith.server.options import ServerOptions
 from draftsmith.server.page import page_routes
 from draftsmith.server.problems import ApiError, as_api_error
@@ -50,6 +52,7 @@ def build_app(service: Service, options: ServerOptions) -> Guard:
         Route("/health", _plain(api.health), methods=["GET"]),
         Route("/ready", _plain(api.ready), methods=["GET"]),
         Route("/metrics", _plain(api.metrics), methods=["GET"]),
+        Route("/openapi.json", _plain(api.openapi), methods=["GET"]),
         *page_routes(),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_problem})
@@ -167,6 +170,10 @@ class Api:
         """/metrics, for Prometheus."""
         text = self._service.metrics.text(self._service.engine.stats)
         return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
+
+    async def openapi(self, _request: Request) -> ASGIApp:
+        """/openapi.json."""
+        return JSONResponse(openapi_document(draftsmith.__version__, keys=bool(self._options.api_keys)))
 
     async def _body(self, request: Request, kind: type[Body]) -> Body:
         """The request's body, read within bounds of size and time, and checked."""

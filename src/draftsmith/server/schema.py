@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from draftsmith.engine.grammar import MAX_GRAMMAR
@@ -238,6 +238,8 @@ class CompletionRequest(Generate):
 
 class TokenizeRequest(Strict):
     """The body of /tokenize: a text, or messages in the model's prompt format."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
 
     model: str | None = None
     prompt: str | None = None

@@ -1,0 +1,192 @@
+"""The OpenAPI document of the server: requests from the models that check them, answers as ``shapes`` makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from draftsmith.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+
+__all__ = ["openapi_document"]
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/"
+_STRING: Json = {"type": "string"}
+_COUNT: Json = {"type": "integer", "minimum": 0}
+_NUMBER: Json = {"type": "number"}
+
+
+def openapi_document(version: str, *, keys: bool) -> Json:
+    """The document. ``keys``: whether an API key is asked for."""
+    bodies = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF + "{model}")
+    components: Json = {"schemas": {**{name: _nullable(one) for name, one in found["$defs"].items()}, **_answers()}}
+    document: Json = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "draftsmith",
+            "version": version,
+            "description": "OpenAI's API with speculative decoding. Fields that are null count as absent; fields that "
+            "are not listed are refused. A request may keep to this document and still be refused with 400: a prompt "
+            "may be too long, an expression may be none, a token may not be the model's.",
+        },
+        "paths": _paths(),
+        "components": components,
+    }
+    if keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
+
+
+def _paths() -> Json:
+    stream = {"text/event-stream": {"schema": {**_STRING, "description": "One chunk an event, at last [DONE]."}}}
+    name = {"name": "name", "in": "path", "required": True, "schema": {**_STRING, "minLength": 1}}
+    open_to_all: Json = {"security": []}
+    return {
+        "/v1/chat/completions": {"post": _operation("Write a reply", "ChatCompletion", "ChatRequest", stream)},
+        "/v1/completions": {"post": _operation("Continue texts", "Completion", "CompletionRequest", stream)},
+        "/v1/models": {"get": _operation("The model", "ModelList")},
+        "/v1/models/{name}": {"get": {**_operation("The model", "Model"), "parameters": [name]}},
+        "/tokenize": {"post": _operation("Text or messages to token ids", "Tokens", "TokenizeRequest")},
+        "/detokenize": {"post": _operation("Token ids to text", "Text", "DetokenizeRequest")},
+        "/health": {"get": {**_operation("Alive", "Status"), **open_to_all}},
+        "/ready": {"get": {**_operation("Takes requests", "Status", other={"503": _json("Status")}), **open_to_all}},
+        "/metrics": {"get": _operation("Counters for Prometheus", {"text/plain": {"schema": _STRING}})},
+        "/openapi.json": {"get": _operation("This document", "Document")},
+        "/": {"get": {**_operation("The chat page", {"text/html": {"schema": _STRING}}), **open_to_all}},
+    }
+
+
+def _operation(
+    summary: str, answer: str | Json, body: str | None = None, streamed: Json | None = None, other: Json | None = None
+) -> Json:
+    content = {"application/json": {"schema": {"$ref": _REF + answer}}} if isinstance(answer, str) else answer
+    responses = {"200": {"description": summary, "content": {**content, **(streamed or {})}}, **(other or {})}
+    operation: Json = {"summary": summary, "responses": {**responses, "default": _json("Error")}}
+    if body is not None:
+        schema = {"application/json": {"schema": {"$ref": _REF + body}}}
+        operation["requestBody"] = {"required": True, "content": schema}
+    return operation
+
+
+def _json(schema: str) -> Json:
+    return {"description": schema, "content": {"application/json": {"schema": {"$ref": _REF + schema}}}}
+
+
+def _nullable(schema: Json) -> Json:
+    """A request's schema with null for every field that may be absent, as the server takes it."""
+    fields = schema.get("properties")
+    if fields is None:
+        return schema
+    required = schema.get("required", ())
+    return {**schema, "properties": {name: one if name in required else _or_null(one) for name, one in fields.items()}}
+
+
+def _or_null(schema: Json) -> Json:
+    without = {key: value for key, value in schema.items() if key != "default"}
+    return {"anyOf": [without, {"type": "null"}], **({"default": schema["default"]} if "default" in schema else {})}
+
+
+def _object(required: Json, optional: Json | None = None) -> Json:
+    """A closed object."""
+    fields = {**required, **(optional or {})}
+    return {"type": "object", "properties": fields, "required": [*required], "additionalProperties": False}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _maybe(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _answers() -> Json:
+    model = _object(
+        {
+            "id": _STRING,
+            "object": {"const": "model"},
+            "created": _COUNT,
+            "owned_by": _STRING,
+            "max_model_len": _COUNT,
+            "drafter": _maybe(_STRING),
+            "safety": {"const": "none"},
+        }
+    )
+    error = {"message": _STRING, "type": _STRING, "param": _maybe(_STRING), "code": _maybe(_STRING)}
+    return {
+        "Model": model,
+        "ModelList": _object({"object": {"const": "list"}, "data": _list({"$ref": _REF + "Model"})}),
+        "Tokens": _object({"count": _COUNT, "max_model_len": _COUNT, "tokens": _list(_COUNT)}),
+        "Text": _object({"prompt": _STRING}),
+        "Status": _object({"status": _STRING}),
+        "Document": {"type": "object", "required": ["openapi", "paths"]},
+        "Error": _object({"error": _object(error)}),
+        "ChatCompletion": _whole("chat.completion", _chat_choice()),
+        "Completion": _whole("text_completion", _completion_choice()),
+    }
+
+
+def _whole(kind: str, choice: Json) -> Json:
+    """An answer with its statistics."""
+    usage = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
+    speculation = _object(
+        {
+            "drafter": _STRING,
+            "mean_acceptance_length": _NUMBER,
+            "draft_acceptance_rate": _NUMBER,
+            "acceptance_histogram": _list(_COUNT),
+            "num_spec_steps": _COUNT,
+            "num_accepted_draft_tokens": _COUNT,
+            "num_draft_tokens": _COUNT,
+            "num_spec_tokens": _COUNT,
+        }
+    )
+    milliseconds = dict.fromkeys(("prompt_ms", "prompt_per_second", "predicted_ms", "predicted_per_second"), _NUMBER)
+    counts = {"prompt_n": _COUNT, "predicted_n": _COUNT, "queued_ms": _NUMBER}
+    timings = _object({**milliseconds, **counts}, {"draft_n": _COUNT, "draft_n_accepted": _COUNT})
+    required = {
+        "id": _STRING,
+        "object": {"const": kind},
+        "created": _COUNT,
+        "model": _STRING,
+        "choices": _list(choice),
+        "usage": usage,
+        "metrics": _object({"speculative_decoding": _maybe(speculation)}),
+    }
+    return _object(required, {"timings": timings})
+
+
+_PIECES = _list(_object({"text": _STRING, "from_draft": {"type": "boolean"}}))
+
+
+def _chat_choice() -> Json:
+    function = _object({"name": _STRING, "arguments": _STRING})
+    call = _object({"id": _STRING, "type": {"const": "function"}, "function": function})
+    message = _object(
+        {"role": {"const": "assistant"}, "content": _maybe(_STRING), "refusal": {"type": "null"}},
+        {"tool_calls": _list(call)},
+    )
+    token = {"token": _STRING, "logprob": _NUMBER, "bytes": _list({"type": "integer", "minimum": 0, "maximum": 255})}
+    listed = _object({**token, "top_logprobs": _list(_object(token))})
+    logprobs = _object({"content": _list(listed), "refusal": {"type": "null"}})
+    reason = {"enum": ["stop", "length", "tool_calls"]}
+    required = {"index": _COUNT, "message": message, "logprobs": _maybe(logprobs), "finish_reason": reason}
+    return _object(required, {"pieces": _PIECES})
+
+
+def _completion_choice() -> Json:
+    logprobs = _object(
+        {
+            "tokens": _list(_STRING),
+            "token_logprobs": _list(_maybe(_NUMBER)),
+            "top_logprobs": _list(_maybe({"type": "object", "additionalProperties": _NUMBER})),
+            "text_offset": _list(_COUNT),
+        }
+    )
+    reason = {"enum": ["stop", "length"]}
+    required = {"index": _COUNT, "text": _STRING, "logprobs": _maybe(logprobs), "finish_reason": reason}
+    return _object(required, {"pieces": _PIECES})
