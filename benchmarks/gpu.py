@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import add_record_option, report, table
-from benchmarks.gpu_shapes import Script, num_weights, random_folder, random_module
+from benchmarks.gpu_shapes import Script, ScriptedModel, num_weights, random_folder, random_module
 from draftsmith.measure.costs import measure_costs
 from draftsmith.model.protocol import TokenRun
 from draftsmith.model.torch_backend import TorchModel, TorchOptions, load_torch_model
@@ -53,6 +53,11 @@ class Setting:
     def module(self, shape: str, **changes: Any) -> Any:
         """In bfloat16."""
         return random_module(shape, self.device, torch.bfloat16, tiny=self.tiny, **changes)
+
+    def model(self, module: Any, exact_width: int | None = None) -> TorchModel:
+        """Behind the protocol, with graphs of its steps where they can be had."""
+        context = module.config.max_position_embeddings
+        return TorchModel(module, max_context=context, exact_width=exact_width, graphs=True)
 
     def wait(self) -> None:
         """Until the device has done what it was told."""
@@ -98,12 +103,13 @@ def main() -> None:
 def plain_speed(setting: Setting) -> tuple[list[str], list[list[object]]]:
     """A 1.1B shape alone, against the time that reading its weights takes, and transformers on the same weights."""
     module = setting.module("1.1B")
-    model = TorchModel(module, max_context=module.config.max_position_embeddings)
-    exact = TorchModel(module, max_context=module.config.max_position_embeddings, exact_width=8)
+    model, exact = setting.model(module), setting.model(module, exact_width=8)
+    by_itself = TorchModel(module, max_context=module.config.max_position_embeddings)
     limit = bandwidth(setting) / (2.0 * num_weights(module))
     speeds: list[tuple[str, float]] = [
         ("draftsmith", _speed(setting, model)[0]),
         ("draftsmith, exact", _speed(setting, exact)[0]),
+        ("draftsmith, no graphs", _speed(setting, by_itself)[0]),
         ("transformers", _reference_speed(setting, module)),
         ("transformers, compiled", _reference_speed(setting, module, cache_implementation="static")),
     ]
@@ -114,8 +120,7 @@ def plain_speed(setting: Setting) -> tuple[list[str], list[list[object]]]:
 def speculative_speed(setting: Setting) -> tuple[list[str], list[list[object]]]:
     """A 7B shape with a 1.1B draft: measured, what the formula gives, and transformers' assisted generation."""
     target_module, draft_module = setting.module("7B"), setting.module("1.1B")
-    context = target_module.config.max_position_embeddings
-    target, draft = (TorchModel(module, max_context=context) for module in (target_module, draft_module))
+    target, draft = setting.model(target_module), setting.model(draft_module)
     plain, reply = _speed(setting, target)
     compiled = _reference_speed(setting, target_module, cache_implementation="static")
     costs = measure_costs(target, draft, setting.prompt)
@@ -123,15 +128,14 @@ def speculative_speed(setting: Setting) -> tuple[list[str], list[list[object]]]:
     for acceptance in ACCEPTANCES:
         script = Script.agreeing(setting.prompt, reply, acceptance, target.vocab_size)
         hook = script.attach(draft_module)
-        try:
-            assisted = _reference_speed(setting, target_module, assistant_model=draft_module)
-            for k in DRAFT_LENGTHS:
-                speed, text = _speed(setting, target, ModelDrafter(draft, target_vocab_size=target.vocab_size), k)
-                expected = (1 - acceptance ** (k + 1)) / (1 - acceptance) / costs.round_cost(k)
-                same = "yes" if text == reply else "no"
-                rows.append([acceptance, k, speed, speed / plain, expected, assisted, compiled, same])
-        finally:
-            hook.remove()
+        assisted = _reference_speed(setting, target_module, assistant_model=draft_module)
+        hook.remove()
+        drafter = ModelDrafter(ScriptedModel(draft, script), target_vocab_size=target.vocab_size)
+        for k in DRAFT_LENGTHS:
+            speed, text = _speed(setting, target, drafter, k)
+            expected = (1 - acceptance ** (k + 1)) / (1 - acceptance) / costs.round_cost(k)
+            same = "yes" if text == reply else "no"
+            rows.append([acceptance, k, speed, speed / plain, expected, assisted, compiled, same])
     header = ["acceptance", "k", "tokens/s", "speed-up", "formula", "assisted tokens/s", "compiled tokens/s", "same"]
     return header, rows
 
@@ -147,8 +151,7 @@ def experts(setting: Setting) -> tuple[list[str], list[list[object]]]:
 
 def long_context(setting: Setting) -> tuple[list[str], list[list[object]]]:
     """Reading and writing at the end of long contexts."""
-    module = setting.module("1.1B")
-    model = TorchModel(module, max_context=module.config.max_position_embeddings)
+    model = setting.model(setting.module("1.1B"))
     rows: list[list[object]] = []
     for length in (64, 128) if setting.tiny else (1024, 8192, 32768 - 64):
         cache = model.new_cache()

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-__all__ = ["SHAPES", "TINY", "Script", "num_weights", "random_folder", "random_module"]
+from draftsmith.model.protocol import Logits, Model, TokenRun
+
+__all__ = ["SHAPES", "TINY", "Script", "ScriptedModel", "num_weights", "random_folder", "random_module"]
 
 _LLAMA: Mapping[str, Any] = {"architecture": "llama", "vocab_size": 32000}
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -70,8 +72,8 @@ TINY: Mapping[str, Any] = MappingProxyType(
 class Script:
     """What a scripted model is to say: ``next_ids[p]`` follows the first p tokens of a text.
 
-    A hook on the model's forward puts it on top of the logits, after they have been computed; so costs stay what they
-    are, whoever runs the model.
+    It is put on top of the logits after they have been computed, so costs stay what they are: by ``ScriptedModel`` for
+    draftsmith, by a hook on the model's forward for ``transformers``.
     """
 
     next_ids: Sequence[int]
@@ -81,14 +83,15 @@ class Script:
         return module.register_forward_hook(self._overwrite, with_kwargs=True)
 
     def _overwrite(self, module: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
-        del module, args
-        cache = kwargs.get("past_key_values") or output.past_key_values
-        last = int(cache.get_seq_length())
-        rows = output.logits.shape[1]
-        for row in range(rows):
-            position = min(last - rows + row + 1, len(self.next_ids) - 1)
-            output.logits[0, row, self.next_ids[position]] = 1e4
+        del module, args, kwargs
+        length = int(output.past_key_values.get_seq_length())
+        for row, token_id in enumerate(self.said_after(length, output.logits.shape[1])):
+            output.logits[0, row, token_id] = 1e4
         return output
+
+    def said_after(self, length: int, rows: int) -> list[int]:
+        """What the last ``rows`` rows say of a text of ``length`` tokens."""
+        return [self.next_ids[min(length - rows + row + 1, len(self.next_ids) - 1)] for row in range(rows)]
 
     @classmethod
     def agreeing(cls, prompt: Sequence[int], reply: Sequence[int], acceptance: float, vocab_size: int) -> Script:
@@ -97,6 +100,25 @@ class Script:
         right = rng.random(len(reply)) < acceptance
         said = [token if good else (token + 1) % vocab_size for token, good in zip(reply, right, strict=True)]
         return cls([*([0] * len(prompt)), *said])
+
+
+class ScriptedModel:
+    """A model that computes all that it would, and then says what the script has."""
+
+    def __init__(self, model: Model, script: Script) -> None:
+        self._model = model
+        self._script = script
+        self.vocab_size = model.vocab_size
+        self.max_context = model.max_context
+        self.new_cache = model.new_cache
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        """See ``Model``."""
+        answers = self._model.forward(runs)
+        for run, rows in zip(runs, answers, strict=True):
+            for row, token_id in zip(rows, self._script.said_after(run.cache.length, len(rows)), strict=True):
+                row[token_id] = 1e4
+        return answers
 
 
 def random_module(shape: str, device: torch.device, dtype: torch.dtype, *, tiny: bool = False, **changes: Any) -> Any:

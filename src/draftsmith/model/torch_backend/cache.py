@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from draftsmith.errors import UnsupportedModel
+from draftsmith.model.torch_backend.steps import Slab, SlabPool, slab_size
 
 __all__ = ["GrowingLayer", "TorchCache", "layer_kinds"]
 
@@ -70,6 +71,15 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_max_length(self) -> int:
         """Tokens that fit."""
         return self.capacity
+
+    def attach(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Move to these buffers [1, H, P, D], which must be large enough."""
+        if self.keys is not None and self.values is not None:
+            keys[:, :, : self.length] = self.keys[:, :, : self.length]
+            values[:, :, : self.length] = self.values[:, :, : self.length]
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values = keys, values
+        self.is_initialized = True
 
     @property
     def row_bytes(self) -> int:
@@ -159,9 +169,18 @@ def _cannot_forget(name: str, kind: str) -> UnsupportedModel:
 class TorchCache:
     """See ``protocol.KVCache``; also ``SharedCache`` of the engine. Make one with ``TorchModel.new_cache``."""
 
-    def __init__(self, kinds: tuple[bool | None, ...], capacity: int, *, whole_blocks: bool = False) -> None:
-        """``kinds``: see ``layer_kinds``."""
+    def __init__(
+        self,
+        kinds: tuple[bool | None, ...],
+        capacity: int,
+        *,
+        whole_blocks: bool = False,
+        pool: SlabPool | None = None,
+    ) -> None:
+        """``kinds``: see ``layer_kinds``. ``pool``: where buffers come from; without one they grow by themselves."""
         self._capacity = capacity
+        self._pool = pool
+        self._slab: Slab | None = None
         self._set([_layer(kind, capacity, whole_blocks) for kind in kinds])
 
     def _set(self, layers: list[Any]) -> None:
@@ -204,17 +223,47 @@ class TorchCache:
         for layer in self._layers:
             layer.length = min(layer.length, length)
 
+    def set_length(self, length: int) -> None:
+        """After a step of fixed width: the first ``length`` tokens count, whatever the layers have been told."""
+        for layer in self._layers:
+            layer.length = length
+
+    def buffers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of every layer that has some, [1, H, P, D]."""
+        return [(layer.keys, layer.values) for layer in self._layers if layer.keys is not None]
+
     def fork(self, length: int) -> TorchCache:
         """Another cache with a copy of the first ``length`` tokens."""
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of {self.length} tokens has no first {length}")
-        other = TorchCache((), self._capacity)
+        other = TorchCache((), self._capacity, pool=self._pool)
         other._set([layer.copy(length) if isinstance(layer, GrowingLayer) else layer for layer in self.states.layers])
         return other
 
     def growth(self, count: int) -> int:
         """Bytes that it takes to append ``count`` tokens to a cache that has held some; 0 for a fresh one."""
-        return sum(layer.growth(self.length + count) for layer in self._layers)
+        needed = self.length + count
+        if self._pool is not None:
+            return max(0, slab_size(needed) - self._layers[0].num_allocated) * self.row_bytes
+        return sum(layer.growth(needed) for layer in self._layers)
+
+    def reserve(self, positions: int) -> Slab | None:
+        """The slab with room for so many positions, taken from the pool if need be; None for caches without a pool."""
+        if self._pool is not None and (self._slab is None or self._slab.size < positions):
+            slab = self._pool.take(positions)
+            for layer, (keys, values) in zip(self._layers, slab.buffers, strict=True):
+                layer.attach(keys, values)
+            self._release()
+            self._slab = slab
+        return self._slab
+
+    def _release(self) -> None:
+        if self._pool is not None and self._slab is not None:
+            self._pool.give_back(self._slab)
+            self._slab = None
+
+    def __del__(self) -> None:
+        self._release()
 
 
 def _layer(kind: bool | None, capacity: int, whole_blocks: bool) -> GrowingLayer | DummyLayer:

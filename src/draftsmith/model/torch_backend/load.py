@@ -59,7 +59,9 @@ def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel
     try:
         load = _load_folder if path.is_dir() else _load_gguf
         module, context = load(path, name, options, device)
-        model = TorchModel(module, max_context=context, name=name, exact_width=EXACT_WIDTH if options.exact else None)
+        width = EXACT_WIDTH if options.exact else None
+        graphs = device.type == "cuda" and not _experts(module)
+        model = TorchModel(module, max_context=context, name=name, exact_width=width, graphs=graphs)
         if options.exact:
             _check_exact(model)
         return model
@@ -69,8 +71,7 @@ def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel
 
 def _check_exact(model: TorchModel) -> None:
     """Raises UsageError when logits depend on how many tokens are checked together all the same."""
-    text = model.module.config.get_text_config(decoder=True)
-    if any((getattr(text, key, None) or 0) > 1 for key in _EXPERTS):
+    if _experts(model.module):
         raise UsageError(
             f"exact is on, but each expert of {model.name} sees as many tokens as happen to choose it, so its sums "
             "cannot be of one shape; leave exact out"
@@ -81,6 +82,12 @@ def _check_exact(model: TorchModel) -> None:
             f"exact is on, but {model.name} on {model.device} in {str(model.dtype).removeprefix('torch.')} gives other "
             f"logits (by up to {difference:.2g}) when tokens are checked together; leave it out or take native"
         )
+
+
+def _experts(module: Any) -> bool:
+    """Whether the model is a mixture of experts."""
+    text = module.config.get_text_config(decoder=True)
+    return any((getattr(text, key, None) or 0) > 1 for key in _EXPERTS)
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.model.torch_backend.cache import BLOCK, TorchCache, layer_kinds
+from draftsmith.model.torch_backend.steps import WARM_UP, WIDTHS, SlabPool, can_step
 
 __all__ = ["TorchModel"]
 
@@ -29,15 +30,23 @@ class TorchModel:
     """
 
     def __init__(
-        self, module: Any, *, max_context: int, name: str = "the model", exact_width: int | None = None
+        self,
+        module: Any,
+        *,
+        max_context: int,
+        name: str = "the model",
+        exact_width: int | None = None,
+        graphs: bool = False,
     ) -> None:
-        """``module``: a ``transformers`` causal language model, ready to run where it is to stay.
+        """``module``: a ``transformers`` causal language model, ready to run where it is to stay. ``graphs``: run short
+        steps as ``steps`` describes, where the model is of a kind for which that is possible.
 
         Raises UnsupportedModel when its layers cannot forget tokens, or it does not use the cache it is given.
         """
         self.module = module
         self.name = name
         self.exact_width = exact_width
+        self._num_positions = max_context
         self._max_context = max_context - (exact_width - 1 if exact_width else 0)  # what fills up has positions, too
         if self._max_context < 1:
             raise UsageError(f"max_context is {max_context}; exact needs at least {exact_width}")
@@ -51,7 +60,8 @@ class TorchModel:
         self._vocab_size = int(getattr(outputs, "out_features", 0) or outputs.weight.shape[0])
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
-        self._bytes_per_position = self._try_one_token()
+        self._pool: SlabPool | None = None
+        self._bytes_per_position = self._try_one_token(graphs)
 
     @property
     def vocab_size(self) -> int:
@@ -82,7 +92,13 @@ class TorchModel:
         size = self._max_context if capacity is None else capacity
         if not 1 <= size <= self._max_context:
             raise UsageError(f"a cache of {size} tokens was asked for; the model's context is {self._max_context}")
-        return self._registered(TorchCache(self._kinds, size, whole_blocks=self.exact_width is not None))
+        whole_blocks = self.exact_width is not None
+        return self._registered(TorchCache(self._kinds, size, whole_blocks=whole_blocks, pool=self._pool))
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether short steps run as ``steps`` describes."""
+        return self._pool is not None
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         """Append every run to its cache; see ``protocol.Model.forward``.
@@ -121,8 +137,12 @@ class TorchModel:
     def _read(self, run: TokenRun, cache: TorchCache) -> Logits:
         """float32 [R, vocab_limit or V]."""
         ids = list(run.token_ids)
+        cache.reserve(cache.length + len(ids))
         if self.exact_width is not None and (run.num_logits > 1 or len(ids) <= self.exact_width):
             rows = self._in_fixed_steps(ids, run.num_logits, cache, self.exact_width)
+        elif self._pool is not None and len(ids) <= WIDTHS[-1]:
+            width = next(width for width in WIDTHS if width >= len(ids))
+            rows = self._in_fixed_steps(ids, run.num_logits, cache, width)
         else:
             rows = self._at_once(ids, run.num_logits, cache)
         return np.asarray(rows[:, : run.vocab_limit].float().cpu().numpy(), np.float32)
@@ -143,11 +163,18 @@ class TorchModel:
         rows = []
         for begin in range(before, len(ids), width):
             piece, length = ids[begin : begin + width], cache.length
-            step = self._step(piece + [0] * (width - len(piece)), cache, width)
-            cache.reset_length(length + len(piece))
-            rows.append(step[: len(piece)])
+            rows.append(self._fixed_step(piece, cache, width))
+            cache.set_length(length + len(piece))
         whole = torch.cat(rows)
         return whole[whole.shape[0] - num_logits :]
+
+    def _fixed_step(self, piece: list[int], cache: TorchCache, width: int) -> torch.Tensor:
+        """[len(piece), V], of ``piece`` filled up to ``width``; what the cache holds beyond it is of no meaning."""
+        slab = cache.reserve(cache.length + width)
+        if slab is None or cache.length + width > self._num_positions:
+            return self._step(piece + [0] * (width - len(piece)), cache, width)[: len(piece)]
+        rows = slab.step(piece, cache.length, width)
+        return rows.clone()  # the next step overwrites them
 
     def find_difference(self) -> float | None:
         """Read a text token by token and in steps of several sizes. None when all bits of all logits are the same, else
@@ -183,12 +210,35 @@ class TorchModel:
         self._caches.add(cache)
         return cache
 
-    def _try_one_token(self) -> int:
-        """Read one token, so that what cannot run is told now. Returns the bytes that its keys and values take."""
+    def _try_one_token(self, graphs: bool) -> int:
+        """Read one token, so that what cannot run is told now. Returns the bytes that its keys and values take.
+
+        Sets up ``graphs`` where that is possible.
+        """
         cache = TorchCache(self._kinds, 1)
         rows = self._step([0], cache, 1)
         if cache.length != 1 or not cache.is_whole:
             raise UnsupportedModel(f"{self.name} keeps its keys and values in a way of its own; take another model")
         if rows.shape[1] != self._vocab_size:
             self._vocab_size = int(rows.shape[1])
+        if graphs and can_step(self.module, self._kinds, cache.buffers(), self.device):
+            pool = SlabPool(self.module, cache.buffers(), self.device)
+            self._pool = pool if self._agrees(pool) else None
         return cache.row_bytes
+
+    def _agrees(self, pool: SlabPool) -> bool:
+        """Whether steps on slabs give the logits that the model gives by itself, up to rounding, also when replayed."""
+        ids, width = [i % self._num_ids for i in (5, 3, 8)], WIDTHS[-2]
+        if self._num_positions < 2 * width:
+            return False
+        one, other = TorchCache(self._kinds, width), TorchCache(self._kinds, width, pool=pool)
+        expected = self._step(ids, one, len(ids)).float()
+        slab = other.reserve(width)
+        if slab is None:
+            return False
+        try:
+            for _ in range(WARM_UP + 2):
+                rows = slab.step(ids, 0, width).float()
+        except RuntimeError:  # something in the model cannot be captured
+            return False
+        return bool((rows - expected).abs().max() <= 0.05 * expected.abs().max())
