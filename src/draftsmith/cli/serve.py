@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from draftsmith.cli.config_file import read_config
 from draftsmith.cli.options import ModelOptions
 from draftsmith.cli.progress import ProgressBars
 
@@ -25,6 +26,10 @@ class NetworkOptions:
         str | None,
         typer.Option(metavar="FILE", help="API keys, one a line; DRAFTSMITH_API_KEY is one more. None: no key needed."),
     ] = None
+    admin_key_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Keys that alone open /metrics; DRAFTSMITH_ADMIN_KEY is one more."),
+    ] = None
     open_network: Annotated[
         bool,
         typer.Option(
@@ -38,10 +43,23 @@ class NetworkOptions:
         list[str],
         typer.Option(metavar="URL", help="Another origin whose pages may call the server.", show_default=False),
     ] = dataclasses.field(default_factory=list)
+    stream_interval: Annotated[
+        int, typer.Option(metavar="MS", help="Streams send equal blocks at this interval, hiding their pace; 0 is off.")
+    ] = 0
+    moderate: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Judges prompts and replies by its exit code: 0 lets pass, else refused."),
+    ] = None
 
 
 def serve(
     *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Options from a TOML file; the command line wins.", callback=read_config, is_eager=True
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model.")] = None,
     prompt_format: Annotated[
         str | None,
@@ -63,16 +81,21 @@ def serve(
 
     The first line of the output says where. SIGTERM and Ctrl-C let open requests finish; a second one does not wait.
     """
-    from draftsmith.server.options import ServerOptions, read_keys
+    from draftsmith.server.options import ADMIN_KEY_VARIABLE, ServerOptions, read_keys
 
+    del config  # what it says is in the other options
+    admin_file = Path(network.admin_key_file) if network.admin_key_file is not None else None
     options = ServerOptions(
         host=network.host,
         port=network.port,
         api_keys=read_keys(Path(network.api_key_file) if network.api_key_file is not None else None),
+        admin_keys=read_keys(admin_file, variable=ADMIN_KEY_VARIABLE),
         open_network=network.open_network,
         allow_hosts=tuple(network.allow_host),
         allow_origins=tuple(network.allow_origin),
         drain_s=drain_s,
+        pace_s=network.stream_interval / 1000,
+        moderate=network.moderate,
     )
     with ProgressBars(quiet=quiet) as progress:
         from draftsmith.engine import EngineLimits, EngineOptions

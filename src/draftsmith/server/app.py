@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from starlette.applications import Starlette
@@ -13,11 +13,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import draftsmith
+from draftsmith.provenance import version
 from draftsmith.server import metrics
 from draftsmith.server.fields import Strict
 from draftsmith.server.generation import Generation
 from draftsmith.server.guard import Guard, send_json
+from draftsmith.server.moderation import Moderator
 from draftsmith.server.openapi import openapi_document
 from draftsmith.server.options import ServerOptions
 from draftsmith.server.page import page_routes
@@ -69,10 +70,12 @@ class Api:
     def __init__(self, service: Service, options: ServerOptions) -> None:
         self._service = service
         self._options = options
+        self._moderator = Moderator(options.moderate) if options.moderate is not None else None
 
     async def chat(self, request: Request) -> ASGIApp:
         """/v1/chat/completions."""
         body = await self._body(request, ChatRequest)
+        await self._moderate([one.message.content for one in body.messages])
         prompt = await self._service.encode_chat(body.messages, tools=body.shown_tools)
         constraint = await self._service.compile(body)
         stops = self._service.model.prompt_format.stop_strings
@@ -86,6 +89,7 @@ class Api:
         """/v1/completions."""
         body = await self._body(request, CompletionRequest)
         tokenizer = self._service.model.tokenizer
+        await self._moderate([p if isinstance(p, str) else await self._service.decode(p) for p in body.prompts])
         prompts = [
             await self._service.encode_text(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts
         ]
@@ -111,6 +115,11 @@ class Api:
         )
         return self._answer(body, shape, generation)
 
+    async def _moderate(self, texts: Sequence[str]) -> None:
+        """Raises ApiError where the prompt may not be answered."""
+        if self._moderator is not None:
+            await self._moderator.check("prompt", "\n".join(texts))
+
     def _answer(self, body: Generate, shape: Shape, generation: Generation) -> ASGIApp:
         return Answer(
             generation,
@@ -119,6 +128,8 @@ class Api:
             include_usage=body.stream_options.include_usage,
             live=body.return_pieces,
             send_s=self._options.send_s,
+            pace_s=self._options.pace_s,
+            moderator=self._moderator,
         )
 
     async def models(self, _request: Request) -> ASGIApp:
@@ -173,7 +184,7 @@ class Api:
 
     async def openapi(self, _request: Request) -> ASGIApp:
         """/openapi.json."""
-        return JSONResponse(openapi_document(draftsmith.__version__, keys=bool(self._options.api_keys)))
+        return JSONResponse(openapi_document(version(), keys=bool(self._options.api_keys)))
 
     async def _body(self, request: Request, kind: type[Body]) -> Body:
         """The request's body, read within bounds of size and time, and checked."""

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,6 +24,7 @@ from draftsmith.server.problems import ApiError
 __all__ = ["OPEN_PATHS", "Guard", "send_json"]
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+ADMIN_PATHS = frozenset({"/metrics"})
 STATIC = "/static/"
 MAX_HEADERS = 100
 _SECURITY_HEADERS = {
@@ -54,7 +56,8 @@ class Guard:
     def __init__(self, app: ASGIApp, options: ServerOptions) -> None:
         self._app = app
         self._options = options
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
+        self._admins = [hashlib.sha256(key.encode()).digest() for key in options.admin_keys]
+        self._users = [hashlib.sha256(key.encode()).digest() for key in options.api_keys]
         self._names = {"localhost", options.host.lower(), *(host.lower() for host in options.allow_hosts)}
         self._log = logging.getLogger("draftsmith.access")
         self.draining = False
@@ -100,7 +103,8 @@ class Guard:
             raise ApiError(403, "pages of this origin may not call the server", code="origin")
         path = scope["path"]
         is_open = path in OPEN_PATHS or path.startswith(STATIC) or scope["method"] == "OPTIONS"
-        if self._digests and not is_open and not self._known_key(headers.get("authorization", "")):
+        asked = self._admins if self._admins and path in ADMIN_PATHS else self._users + self._admins * bool(self._users)
+        if asked and not is_open and not _known_key(headers.get("authorization", ""), asked):
             raise ApiError(401, "an API key is needed; send it as Authorization: Bearer KEY", code="invalid_api_key")
         if self.draining and scope["method"] == "POST":
             raise ApiError(503, "the server is shutting down; try again when it is back", code="overloaded", retry=True)
@@ -122,13 +126,6 @@ class Guard:
             return True
         return origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
 
-    def _known_key(self, authorization: str) -> bool:
-        """All keys are compared, each in constant time, so that time tells nothing."""
-        scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
-
     def _add_headers(self, headers: MutableHeaders, origin: str | None) -> None:
         for name, value in _SECURITY_HEADERS.items():
             headers.setdefault(name, value)
@@ -143,6 +140,14 @@ class Guard:
         client = scope["client"][0] if scope.get("client") else "-"
         path = ascii(scope["path"][:200])[1:-1]
         self._log.info("%s %s %s %s %.3fs", client, scope["method"], path, status or "cut", seconds)
+
+
+def _known_key(authorization: str, digests: Sequence[bytes]) -> bool:
+    """All keys are compared, each in constant time, so that time tells nothing."""
+    scheme, _, key = authorization.partition(" ")
+    digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
+    matches = [hmac.compare_digest(digest, known) for known in digests]
+    return scheme.lower() == "bearer" and any(matches)
 
 
 def _host_name(value: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from draftsmith.server.generation import PING, Event, Generation
 from draftsmith.server.guard import send_json
+from draftsmith.server.moderation import Moderator
+from draftsmith.server.paced import Pacer
 from draftsmith.server.problems import as_api_error
 from draftsmith.server.shapes import Collected, Shape, tail, usage
 
@@ -24,14 +27,29 @@ class Answer:
     """An ASGI application that answers one request with a generation, and closes it in the end."""
 
     def __init__(
-        self, generation: Generation, shape: Shape, *, stream: bool, include_usage: bool, live: bool, send_s: float
+        self,
+        generation: Generation,
+        shape: Shape,
+        *,
+        stream: bool,
+        include_usage: bool,
+        live: bool,
+        send_s: float,
+        pace_s: float = 0.0,
+        moderator: Moderator | None = None,
     ) -> None:
+        """``live``: statistics with every chunk. ``send_s``: how long a client may take for a part. ``pace_s`` and
+        ``moderator``: see ``ServerOptions``; under moderation a stream is written when all of it was judged.
+        """
         self._generation = generation
         self._shape = shape
         self._stream = stream
         self._include_usage = include_usage
         self._live = live
         self._send_s = send_s
+        self._pace_s = pace_s
+        self._pacer: Pacer | None = None
+        self._moderator = moderator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's signature
         """Answer until all is said or the client has gone."""
@@ -50,7 +68,7 @@ class Answer:
     async def _whole(self, send: Send) -> None:
         choices = [Collected() for _ in self._generation.choices]
         try:
-            async with aclosing(self._generation.events()) as events:  # type: ignore[type-var]  # a generator
+            async with aclosing(self._events()) as events:  # type: ignore[type-var]  # a generator
                 async for event in events:
                     if event is not PING:
                         choices[event.index].add(event)
@@ -62,7 +80,43 @@ class Answer:
         value = {**self._shape.head(streamed=False), "choices": listed, "usage": usage(self._generation)}
         await send_json(send, 200, {**value, **tail(self._generation)})
 
+    async def _events(self) -> AsyncIterator[Event]:
+        """The generation's; under moderation all at once, when the whole texts have been judged."""
+        if self._moderator is None:
+            async for event in self._generation.events():
+                yield event
+            return
+        kept: list[Event] = []
+        async for event in self._generation.events():
+            if event is PING:
+                yield event
+            else:
+                kept.append(event)
+        for index in range(len(self._generation.choices)):
+            await self._moderator.check("reply", "".join(event.text for event in kept if event.index == index))
+        for event in kept:
+            yield event
+
     async def _streamed(self, send: Send) -> None:
+        """A stream, as it comes or at a fixed pace."""
+        if not self._pace_s:
+            await self._stream_all(send)
+            return
+        self._pacer = pacer = Pacer(lambda data: self._send(send, data), self._pace_s)
+        ticking = asyncio.ensure_future(pacer.run())
+        writing = asyncio.ensure_future(self._stream_all(send))
+        try:
+            await asyncio.wait((ticking, writing), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+                await asyncio.sleep(self._pace_s)
+        finally:
+            ticking.cancel()
+            writing.cancel()
+            await asyncio.gather(ticking, writing, return_exceptions=True)
+        await self._send(send, pacer.take(), more=False)
+
+    async def _stream_all(self, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         head = self._shape.head(streamed=True)
@@ -74,7 +128,7 @@ class Answer:
                 if opening is not None:
                     await self._put(send, {**head, "choices": [opening]})
             unfinished = len(self._generation.choices)
-            async with aclosing(self._generation.events()) as events:  # type: ignore[type-var]  # a generator
+            async with aclosing(self._events()) as events:  # type: ignore[type-var]  # a generator
                 async for event in events:
                     unfinished -= event.finish_reason is not None
                     await self._put_event(send, head, event, last=not unfinished)
@@ -102,7 +156,13 @@ class Answer:
         await self._write(send, b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n")
 
     async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        """Raises TimeoutError when the client does not read."""
+        """Now, or with the next tick. Raises TimeoutError when the client does not read."""
+        if self._pacer is None:
+            await self._send(send, data, more=more)
+        else:
+            self._pacer.put(data)
+
+    async def _send(self, send: Send, data: bytes, *, more: bool = True) -> None:
         message = {"type": "http.response.body", "body": data, "more_body": more}
         await asyncio.wait_for(send(message), self._send_s)
 

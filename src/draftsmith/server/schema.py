@@ -55,7 +55,7 @@ class Generate(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.top_p
     top_k: Annotated[int, Field(ge=-1)] = _DEFAULT.top_k
     min_p: Annotated[float, Field(ge=0, le=1)] = _DEFAULT.min_p
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: _Penalty = 0.0
     frequency_penalty: _Penalty = 0.0
     logit_bias: Annotated[
