@@ -77,6 +77,9 @@ loss = "accepted_length"
 max_length = 256
 batch_tokens = 256
 steps = 2
+[stage.pack]
+title = "Tiny draft"
+blocks = "Q8_0"
 """
 
 
@@ -100,7 +103,7 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "r.toml", "--json"]) == 0
     said = capsys.readouterr()
     stages = json.loads(said.out)["stages"]
-    assert list(stages) == ["extend", "sft", "dpo", "replies", "init", "distill", "online"]
+    assert list(stages) == ["extend", "sft", "dpo", "replies", "init", "distill", "online", "pack"]
     assert "sft: step 3 of 3 · loss" in said.err
     assert "accepted length" in said.err
     assert {"eval_loss", "eval_acceptance", "eval_greedy_match"} <= stages["sft"]["metrics"].keys()
@@ -117,6 +120,12 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     llm = LLM(str(place / "out/dpo"), str(place / "out/online"), threads=1)
     assert llm.prompt_format.encode([Message("user", "a")]).text == "### Input:\na\n\n### Response:\n"
     assert llm.chat([Message("user", "a")], SamplingParams(max_new_tokens=5, greedy=True)).token_ids
+    packed = LLM(str(place / "tiny"), str(place / "out/pack/draft.gguf"), threads=1, num_draft_tokens=2)
+    written = packed.chat([Message("user", "a")], SamplingParams(max_new_tokens=8, greedy=True))
+    assert written.speculation is not None
+    assert written.speculation.num_draft_tokens > 0
+    packing = json.loads((place / "out/pack/stage.json").read_text())
+    assert packing["bytes"] == (place / "out/pack/draft.gguf").stat().st_size
     assert len({path.stat().st_mode for path in (place / "out/sft").iterdir()}) == 1
     # and nothing is done twice
     before = (place / "out/sft/model.safetensors").stat().st_mtime_ns

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from draftsmith.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.engine.backend import choose_backend, gpu_is_there, require_torch
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
+from draftsmith.engine.pruned import EMBEDDED, embedded_draft, pruned_drafter
 from draftsmith.model.memory import check_memory
 from draftsmith.model.protocol import Model
 from draftsmith.speculate import (
@@ -71,6 +72,7 @@ def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_
     Raises HubError, CheckpointError, TokenizerError, OutOfMemory, UsageError; each says what to do.
     """
     from draftsmith.checkpoint.reference import resolve
+
     name = str(ref)
     resolved = resolve(name, progress=lambda done, total: progress(f"Downloading {name}", done, total))
     if choose_backend(resolved.path, options, gpu_is_there) == "torch":
@@ -115,25 +117,38 @@ def _load_native(path: Path, name: str, options: EngineOptions, progress: Progre
 def load_drafter(
     draft: DraftChoice, target: LoadedModel, options: EngineOptions, progress: Progress = no_progress
 ) -> LoadedDrafter | None:
-    """The drafter for ``draft``: None or ``"none"``, ``"auto"`` (prompt lookup), ``"lookup"``, ``"suffix"``, a model's
-    reference, or a mix, ``"MODEL+lookup"`` or ``"MODEL+suffix"``.
+    """The drafter for ``draft``: None or ``"none"``, ``"lookup"``, ``"suffix"``, ``"embedded"`` (the draft that is
+    shipped for the target), a model's reference, or a mix, ``"MODEL+lookup"`` or ``"MODEL+suffix"``; ``"auto"`` is
+    ``"embedded+lookup"`` where there is such a draft, else ``"lookup"``.
 
     Raises what ``load_model`` raises.
     """
     if draft is None or draft == "none":
         return None
-    if draft in ("auto", "lookup"):
+    if draft == "auto":
+        shipped = embedded_draft(target.name, target.model, target.tokenizer)
+        draft = "lookup" if shipped is None else f"{EMBEDDED}+lookup"
+    if draft == "lookup":
         return LoadedDrafter(PromptLookupDrafter())
     if draft == "suffix":
         return LoadedDrafter(SuffixDrafter())
     if isinstance(draft, str):
         model_ref, plus, free = draft.rpartition("+")
         if plus and model_ref and free in _FREE_IN_A_MIX:
-            loaded = _model_drafter(load_model(model_ref, options.for_draft(), progress), target)
+            loaded = _referenced(model_ref, target, options, progress)
             return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter))
     if isinstance(draft, str | Path):
-        return _model_drafter(load_model(draft, options.for_draft(), progress), target)
+        return _referenced(draft, target, options, progress)
     return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)
+
+
+def _referenced(ref: str | Path, target: LoadedModel, options: EngineOptions, progress: Progress) -> LoadedDrafter:
+    """The drafter with the model ``ref``, whose vocabulary may be a part of the target's."""
+    pruned = pruned_drafter(ref, target.name, target.model, target.tokenizer, options)
+    if pruned is None:
+        return _model_drafter(load_model(ref, options.for_draft(), progress), target)
+    drafter, model, identity = pruned
+    return LoadedDrafter(drafter, model, identity=identity)
 
 
 def _model_drafter(draft: LoadedModel, target: LoadedModel) -> LoadedDrafter:

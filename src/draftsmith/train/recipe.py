@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from draftsmith.errors import UsageError
-from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, Stage, TrainingStage
+from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, PackStage, Stage, TrainingStage
 
 __all__ = ["Recipe", "read_recipe", "stage_settings"]
 
@@ -58,7 +58,7 @@ class Recipe:
         if stage.model is not None:
             return self.locate(stage.model)
         before = self.stages[: self.stages.index(stage)]
-        makers = [earlier for earlier in before if not isinstance(earlier, GenerateStage)]
+        makers = [earlier for earlier in before if not isinstance(earlier, GenerateStage | PackStage)]
         if not makers:
             raise UsageError(
                 f"{self.path}: stage.{stage.name}.model is missing; expected a path, hub id or alias to start from"

@@ -22,10 +22,11 @@ from draftsmith.provenance import collect
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
 from draftsmith.train.curves import Artist
 from draftsmith.train.models import Learner, load_learner, saved_folder
+from draftsmith.train.pack import pack_draft
 from draftsmith.train.prompts import read_prompts, write_prompts
 from draftsmith.train.recipe import Recipe, stage_settings
 from draftsmith.train.replies import load_writer, write_replies, write_replies_together
-from draftsmith.train.schema import GenerateStage, InitStage, Stage, TrainingStage
+from draftsmith.train.schema import GenerateStage, InitStage, PackStage, Stage, TrainingStage
 from draftsmith.train.stages import Workplace, initialise, learn, stage_format
 from draftsmith.train.world import World, joined
 
@@ -125,6 +126,12 @@ def _working(
                 shutil.copyfile(path, target / path.name)
             yield target, details
         return
+    if isinstance(stage, PackStage):
+        learner = load_learner(model)
+        with atomic_folder(folder) as target:
+            packed = pack_draft(stage, learner, target)
+            yield target, {"parent": {**learner.parent, "path": model}, **packed}
+        return
     learner, details = _made(stage, model, place, own)
     assert isinstance(stage, InitStage | TrainingStage)  # noqa: S101 - all that is left
     with saved_folder(learner, stage_format(stage, learner), folder, stage.save_dtype) as target:
@@ -146,7 +153,7 @@ def _made(stage: Stage, model: str, place: Workplace, own: World) -> tuple[Learn
 def _make(stage: Stage, learner: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
     if isinstance(stage, InitStage):
         return initialise(stage, learner, place)
-    assert isinstance(stage, TrainingStage)  # noqa: S101 - GenerateStage makes no model
+    assert isinstance(stage, TrainingStage)  # noqa: S101 - the others make no model
     return learn(stage, learner, place)
 
 

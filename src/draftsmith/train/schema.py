@@ -21,6 +21,7 @@ __all__ = [
     "ExtendStage",
     "GenerateStage",
     "InitStage",
+    "PackStage",
     "SftStage",
     "Stage",
     "TrainingStage",
@@ -196,8 +197,8 @@ class ExtendStage(TrainingStage):
     """A longer context, then continued training on long documents (``too_long`` is cut: texts are cut into pieces).
 
     ``rope`` theta raises the base to ``rope_theta``; linear and yarn divide by ``rope_factor`` (None: the context's
-    growth). ``steps`` 0: only the positions' scaling, without training or data. ``position_skips``: each document is read
-    in two parts, the second moved on by a random distance, so that short documents teach all distances of the new
+    growth). ``steps`` 0: only the positions' scaling, without training or data. ``position_skips``: each document is
+    read in two parts, the second moved on by a random distance, so that short documents teach all distances of the new
     context (PoSE, arXiv:2309.10400).
     """
 
@@ -261,6 +262,18 @@ class GenerateStage(Stage):
     max_context: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackStage(Stage):
+    """A draft with a pruned vocabulary as one GGUF file, ``draft.gguf``, that draftsmith drafts with.
+
+    ``blocks``: how its layers are stored, ``vocabulary_blocks``: its embedding and output layer. ``title``: its name.
+    """
+
+    title: str = ""
+    blocks: Literal["Q4_1", "Q8_0", "F16"] = "Q4_1"
+    vocabulary_blocks: Literal["Q4_1", "Q8_0", "F16"] = "Q4_1"
+
+
 STAGES: Mapping[str, type[Stage]] = MappingProxyType(
     {
         "init": InitStage,
@@ -269,5 +282,6 @@ STAGES: Mapping[str, type[Stage]] = MappingProxyType(
         "sft": SftStage,
         "distill": DistillStage,
         "dpo": DpoStage,
+        "pack": PackStage,
     }
 )

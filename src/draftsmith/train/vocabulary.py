@@ -38,7 +38,7 @@ _AT_ONCE = 2048  # ids whose neighbours are looked for together
 
 
 class PrunedEmbedding(torch.nn.Embedding):
-    """An embedding of M rows that takes the ids of the whole vocabulary; ``rows`` int64 [V] says which row reads each."""
+    """An embedding of M rows that takes the ids of the whole vocabulary; ``rows`` int64 [V]: which row reads each."""
 
     rows: torch.Tensor
 
@@ -64,8 +64,8 @@ def prune(model: Any, kept_ids: torch.Tensor) -> None:
 
 
 def restore(model: Any, kept_ids: torch.Tensor, untied_head: torch.Tensor | None) -> None:
-    """Undo ``prune``: V rows again, those of other ids being the rows that read them. ``untied_head`` [V, H]: the output
-    layer before, where it is not tied; the rows of other ids stay as they were there."""
+    """Undo ``prune``: V rows again, those of other ids being the rows that read them. ``untied_head`` [V, H]: the
+    output layer before, where it is not tied; the rows of other ids stay as they were there."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     full = torch.nn.Embedding(
         len(embedding.rows), embedding.embedding_dim, _weight=embedding.weight[embedding.rows].detach()
@@ -79,11 +79,11 @@ def restore(model: Any, kept_ids: torch.Tensor, untied_head: torch.Tensor | None
 
 
 def nearest_rows(embedding: torch.Tensor, kept_ids: torch.Tensor) -> torch.Tensor:
-    """int64 [V]: for each row of ``embedding`` [V, H] the position in ``kept_ids`` of the most similar id, by cosine; for
-    those ids themselves their own."""
+    """int64 [V]: for each row of ``embedding`` [V, H] the position in ``kept_ids`` of the most similar id, by cosine;
+    for those ids themselves their own."""
     directions = torch.nn.functional.normalize(embedding.float(), dim=-1)
     kept = directions[kept_ids]
-    rows = torch.cat([(part @ kept.T).argmax(-1) for part in directions.split(_AT_ONCE)])
+    rows = torch.cat([(part @ kept.T).argmax(-1) for part in torch.split(directions, _AT_ONCE)])
     rows[kept_ids] = torch.arange(len(kept_ids))
     return rows
 

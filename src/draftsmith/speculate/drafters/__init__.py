@@ -4,6 +4,7 @@ from draftsmith.speculate.drafters.lookup import PromptLookupDrafter
 from draftsmith.speculate.drafters.mixed import MixedDrafter
 from draftsmith.speculate.drafters.model import ModelDrafter, common_prefix
 from draftsmith.speculate.drafters.protocol import Drafter, DraftSession, SteppedDraftSession, WantsMore
+from draftsmith.speculate.drafters.pruned import PrunedModel
 from draftsmith.speculate.drafters.suffix import SuffixDrafter
 from draftsmith.speculate.drafters.translated import TranslatedDrafter
 
@@ -13,6 +14,7 @@ __all__ = [
     "MixedDrafter",
     "ModelDrafter",
     "PromptLookupDrafter",
+    "PrunedModel",
     "SteppedDraftSession",
     "SuffixDrafter",
     "TranslatedDrafter",

@@ -1,0 +1,84 @@
+"""Drafts that know a part of their target's vocabulary: how they are loaded, and the one that draftsmith ships."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from draftsmith.checkpoint import open_checkpoint
+from draftsmith.checkpoint.aliases import ALIASES
+from draftsmith.checkpoint.draft_vocabulary import DraftVocabulary
+from draftsmith.engine.options import EngineOptions
+from draftsmith.errors import TokenizerError, UsageError
+from draftsmith.model.protocol import Model
+from draftsmith.speculate import ModelDrafter, PrunedModel
+from draftsmith.text import Tokenizer
+
+__all__ = ["EMBEDDED", "embedded_draft", "pruned_drafter"]
+
+EMBEDDED = "embedded"
+_FOLDER = "drafts"  # of the package: a folder for each alias that a draft is shipped for
+_FILE = "draft.gguf"
+
+
+def embedded_draft(target_name: str, model: Model, tokenizer: Tokenizer) -> Path | None:
+    """The shipped draft for a target: made for the alias ``target_name``, or for a model with the same vocabulary."""
+    for alias in ALIASES:
+        path = Path(str(resources.files("draftsmith"))) / _FOLDER / alias / _FILE
+        if not path.is_file():
+            continue
+        if target_name == alias:
+            return path
+        vocabulary = _vocabulary_of(path)
+        same_size = vocabulary is not None and len(vocabulary.rows) == model.vocab_size
+        if vocabulary is not None and same_size and vocabulary.fingerprint == tokenizer.fingerprint():
+            return path
+    return None
+
+
+def pruned_drafter(
+    reference: str | Path, target_name: str, target: Model, tokenizer: Tokenizer, options: EngineOptions
+) -> tuple[ModelDrafter, Model, str] | None:
+    """The drafter for a file with a pruned vocabulary, the model in it and its identity; None if it is no such file.
+
+    ``reference`` may be ``embedded``. Raises TokenizerError when the draft was made for another vocabulary, UsageError
+    when no draft is shipped for the target, and what opening it raises.
+    """
+    from draftsmith.model.native import NativeModel
+
+    embedded = reference == EMBEDDED
+    path = embedded_draft(target_name, target, tokenizer) if embedded else _local_file(reference)
+    if path is None and embedded:
+        raise UsageError(
+            f"no draft for {target_name} is shipped with draftsmith; there is one for {', '.join(ALIASES)}, so choose "
+            "another draft, for example lookup"
+        )
+    if path is None:
+        return None
+    checkpoint = open_checkpoint(path)
+    vocabulary = DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
+    if vocabulary is None:
+        return None
+    known = embedded and target_name in ALIASES  # the alias stands for a file with a known hash
+    if not known and vocabulary.fingerprint != tokenizer.fingerprint():
+        raise TokenizerError(
+            f"the draft {reference} was made for another vocabulary than that of {target_name}; choose another draft"
+        )
+    context = options.max_context and min(options.max_context, checkpoint.config.max_context)
+    model = NativeModel.load(checkpoint, max_context=context, threads=options.threads)
+    pruned = PrunedModel(model, vocabulary)
+    drafter = ModelDrafter(pruned, target_vocab_size=target.vocab_size, name=str(reference))
+    return drafter, pruned, checkpoint.fingerprint
+
+
+def _vocabulary_of(path: Path) -> DraftVocabulary | None:
+    checkpoint = open_checkpoint(path)
+    return DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
+
+
+def _local_file(reference: str | Path) -> Path | None:
+    """The GGUF file that a reference names, if it is here already: other drafts are not looked at."""
+    if isinstance(reference, str) and not reference.endswith(".gguf"):
+        return None
+    path = Path(reference).expanduser()
+    return path if path.is_file() else None
