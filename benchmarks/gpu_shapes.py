@@ -20,11 +20,11 @@ from draftsmith.model.protocol import Logits, Model, TokenRun
 
 __all__ = ["SHAPES", "TINY", "Script", "ScriptedModel", "num_weights", "random_folder", "random_module"]
 
-_LLAMA: Mapping[str, Any] = {"architecture": "llama", "vocab_size": 32000}
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "1.1B": _LLAMA
-        | {
+        "1.1B": {
+            "architecture": "llama",
+            "vocab_size": 32000,
             "hidden_size": 2048,
             "intermediate_size": 5632,
             "num_hidden_layers": 22,
@@ -32,8 +32,9 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "num_key_value_heads": 4,
             "max_position_embeddings": 32768,
         },
-        "7B": _LLAMA
-        | {
+        "7B": {
+            "architecture": "llama",
+            "vocab_size": 32000,
             "hidden_size": 4096,
             "intermediate_size": 14336,
             "num_hidden_layers": 32,
@@ -143,4 +144,4 @@ def num_weights(module: Any) -> int:
     """Weights that a step reads: all but the embedding's rows that it does not look up."""
     embedding = module.get_input_embeddings().weight
     tied = embedding is module.get_output_embeddings().weight
-    return sum(p.numel() for p in module.parameters()) - (0 if tied else embedding.numel())
+    return sum(int(p.numel()) for p in module.parameters()) - (0 if tied else int(embedding.numel()))

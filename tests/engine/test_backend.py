@@ -156,6 +156,7 @@ def test_what_cannot_be_loaded_is_one_sentence(olmo2: Path, tmp_path: Path) -> N
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     damaged = changed(olmo2, tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"\xff" * 100)
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     cases: list[tuple[Path, type[DraftsmithError], str]] = [
         (own, UnsupportedModel, "does not know; the code that comes with it is never run; take another model"),
         (changed(olmo2, tmp_path / "old", model_type="no_such_type"), UnsupportedModel, "transformers does not know; "),
@@ -163,6 +164,11 @@ def test_what_cannot_be_loaded_is_one_sentence(olmo2: Path, tmp_path: Path) -> N
         (pickled, CheckpointError, "has no safetensors files; pickles are never read"),
         (damaged, CheckpointError, "transformers cannot load model: "),
         (changed(olmo2, tmp_path / "more", num_hidden_layers=3), CheckpointError, "lacks weights that its config.json"),
+        (
+            changed(olmo2, tmp_path / "gptq", quantization_config=gptq),
+            CheckpointError,
+            "transformers cannot load model: ",
+        ),
         (changed(olmo2, tmp_path / "wide", intermediate_size=128), CheckpointError, "model"),
         (tmp_path, CheckpointError, "there is no "),
     ]

@@ -21,6 +21,11 @@ from tests.support.torch_models import random_module
 PROMPT = torch.tensor([[5, 9, 5, 9, 77, 5, 9, 5, 9, 77, 5]])
 
 
+def loaded(folder: Path) -> Any:
+    module: Any = AutoModelForCausalLM.from_pretrained(folder)
+    return module.eval()
+
+
 def generated(module: Any, **options: Any) -> list[int]:
     given = {"attention_mask": torch.ones_like(PROMPT), "max_new_tokens": 24, "pad_token_id": 0, "do_sample": False}
     ids: list[int] = module.generate(PROMPT, **{**given, **options})[0].tolist()
@@ -43,7 +48,7 @@ def test_generate_writes_the_same_with_our_drafters(architecture: str, draft: st
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_a_draft_model_of_either_backend(backend: Any, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
-    module = AutoModelForCausalLM.from_pretrained(folder).eval()
+    module = loaded(folder)
     options = EngineOptions(backend=backend, dtype="float32")
     function = speculative_generate(folder, num_draft_tokens=5, options=options)
     assert generated(module, custom_generate=function) == generated(module)
@@ -80,7 +85,5 @@ def test_several_prompts_are_refused() -> None:
 
 
 def test_our_drafts_are_folders_that_transformers_takes_as_assistant(tmp_path: Path) -> None:
-    target, draft = (
-        AutoModelForCausalLM.from_pretrained(tiny_folder(tmp_path / str(seed), seed=seed)).eval() for seed in (0, 1)
-    )
+    target, draft = (loaded(tiny_folder(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert generated(target, assistant_model=draft) == generated(target)

@@ -230,7 +230,9 @@ class TorchCache:
 
     def buffers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of every layer that has some, [1, H, P, D]."""
-        return [(layer.keys, layer.values) for layer in self._layers if layer.keys is not None]
+        return [
+            (layer.keys, layer.values) for layer in self._layers if layer.keys is not None and layer.values is not None
+        ]
 
     def fork(self, length: int) -> TorchCache:
         """Another cache with a copy of the first ``length`` tokens."""
