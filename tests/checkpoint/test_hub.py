@@ -103,7 +103,7 @@ def test_refusals(hub: StubHub, gguf_file: bytes) -> None:
     hub.add("org/gated", {"m.gguf": gguf_file})
     hub.gated.add("org/gated")
     for reference, message in (
-        ("org/nothing", "the hub has no model org/nothing, or it is private"),
+        ("org/nothing", "the hub has no org/nothing, or it is private"),
         ("org/model@v9", "org/model has no revision 'v9'"),
         ("org/gated", "org/gated is gated; accept its terms"),
     ):

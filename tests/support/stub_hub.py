@@ -1,4 +1,5 @@
-"""A model hub on the loopback interface: as much of its protocol as ``huggingface_hub`` needs to fetch a model."""
+"""A model hub on the loopback interface: as much of its protocol as ``huggingface_hub`` needs to fetch a model or the
+files of a data set (here, both kinds share their names)."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
             parts = self.path.partition("?")[0].strip("/").split("/")
             if hub.failing:
                 self.reply(hub.failing, b"")
-            elif parts[:2] == ["api", "models"]:
+            elif parts[:1] == ["datasets"]:
+                self.send("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
+            elif parts[:2] in (["api", "models"], ["api", "datasets"]):
                 self.describe("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
             elif len(parts) > 4 and parts[2] == "resolve":
                 self.send("/".join(parts[:2]), parts[3], "/".join(parts[4:]))

@@ -20,7 +20,16 @@ from draftsmith.errors import CheckpointError, DraftsmithError, HubError, UsageE
 if TYPE_CHECKING:
     from huggingface_hub import HFCacheInfo
 
-__all__ = ["CachedRepository", "cached_repositories", "fetch_repository", "remove_repository"]
+__all__ = [
+    "TIMEOUT_S",
+    "CachedRepository",
+    "UnreachableError",
+    "cache_folder",
+    "cached_repositories",
+    "explain",
+    "fetch_repository",
+    "remove_repository",
+]
 
 TIMEOUT_S: Final = 10.0
 SMALL_FILES: Final = (
@@ -66,7 +75,7 @@ def fetch_repository(
             raise HubError(f"{name} is not in the cache; fetch it with: draftsmith models pull {name}")
     try:
         sizes, newest = _list_files(name, revision)
-    except _UnreachableError as error:
+    except UnreachableError as error:
         found = _find_in_cache(name, revision, file)
         if found:
             return found
@@ -85,19 +94,20 @@ def fetch_repository(
     return _model_in(_snapshot(name, commit), wanted), commit
 
 
-class _UnreachableError(Exception):
+class UnreachableError(Exception):
     """The hub did not answer, or answered that it is out of order."""
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the client keeps what it fetched."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"])
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(home, "hub").expanduser()
 
 
-def _explain(error: Exception, name: str, revision: str | None) -> Exception:
-    """The client's exception in one sentence; _UnreachableError when the cache may help."""
+def explain(error: Exception, name: str, revision: str | None) -> Exception:
+    """The client's exception in one sentence; UnreachableError when the cache may help."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -105,13 +115,13 @@ def _explain(error: Exception, name: str, revision: str | None) -> Exception:
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{name} has no revision {revision!r}; look at its branches, tags and commits")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(f"the hub has no model {name}, or it is private and HF_TOKEN is not set; check the spelling")
+        return HubError(f"the hub has no {name}, or it is private and HF_TOKEN is not set; check the spelling")
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{name!r} is not a valid name of a model on the hub; write org/name")
+        return UsageError(f"{name!r} is not a valid name on the hub; write org/name")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and status < 500 and status != 429:
         return HubError(f"the hub refused {name} with status {status}; check the reference and HF_TOKEN")
-    return _UnreachableError(f"status {status}" if status else type(error).__name__)
+    return UnreachableError(f"status {status}" if status else type(error).__name__)
 
 
 def _list_files(name: str, revision: str | None) -> tuple[dict[str, int], str | None]:
@@ -122,7 +132,7 @@ def _list_files(name: str, revision: str | None) -> tuple[dict[str, int], str | 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         info = api.model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
     except Exception as error:  # the client raises its own errors and those of its HTTP library; all are explained
-        raise _explain(error, name, revision) from None
+        raise explain(error, name, revision) from None
     return {file.rfilename: file.size or 0 for file in info.siblings or ()}, info.sha
 
 
@@ -145,7 +155,7 @@ def _choose_files(name: str, sizes: Mapping[str, int]) -> list[str]:
 def _download(name: str, revision: str | None, sizes: Mapping[str, int], progress: Progress) -> list[Path]:
     from huggingface_hub import hf_hub_download
 
-    cache = _cache_folder()
+    cache = cache_folder()
     require_space(cache, sum(sizes.values()), name)
     paths, done, total = [], 0, sum(sizes.values())
     for file, size in sizes.items():
@@ -172,7 +182,7 @@ def _download(name: str, revision: str | None, sizes: Mapping[str, int], progres
 
 
 def _interrupted(error: Exception, name: str, revision: str | None, file: str) -> DraftsmithError:
-    explained = _explain(error, name, revision)
+    explained = explain(error, name, revision)
     if isinstance(explained, DraftsmithError):
         return explained
     return HubError(f"fetching {file} of {name} stopped: {explained}; try again, it goes on where it stopped")
@@ -224,7 +234,7 @@ def _find_in_cache(name: str, revision: str | None, file: str | None) -> tuple[P
 
 def _repository(name: str) -> Path:
     """Where the client keeps a model: with folders refs, blobs and snapshots."""
-    return _cache_folder() / f"models--{name.replace('/', '--')}"
+    return cache_folder() / f"models--{name.replace('/', '--')}"
 
 
 def _snapshot(name: str, commit: str) -> Path:
@@ -246,7 +256,7 @@ def _scan() -> HFCacheInfo | None:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        return scan_cache_dir(_cache_folder())
+        return scan_cache_dir(cache_folder())
     except CacheNotFound:
         return None
 

@@ -42,12 +42,15 @@ class RowProblem:
 
 
 def list_files(path: Path) -> list[Path]:
-    """The data files of a path: itself, or those in the folder in order of their names. Raises UsageError."""
+    """The data files of a path, in order of their names: itself, those in the folder, or those that its last part
+    matches with ``*``. Raises UsageError."""
     if path.is_file():
         files = [path]
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if _kind(file) in SUFFIXES)
     else:
+        files = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+    if not files and not path.is_dir():
         raise UsageError(f"there is no data file {path}; give a file or a folder of files")
     for file in files:
         if _kind(file) not in SUFFIXES:

@@ -17,7 +17,7 @@ import torch
 
 __all__ = ["Speed", "peak_flops", "step_flops"]
 
-# Dense bfloat16 products in FLOP/s, from the makers' data sheets. The longer name comes before the one that it contains.
+# Dense bfloat16 products in FLOP/s, from the makers' data sheets. A longer name comes before the one that it contains.
 _DATA_SHEETS: Mapping[str, float] = MappingProxyType(
     {
         "B200": 2250e12,
@@ -42,7 +42,7 @@ def step_flops(model: Any, lengths: Sequence[int]) -> float:
 
 
 def peak_flops(device: torch.device, dtype: str) -> float:
-    """FLOP/s of products in ``dtype`` on one device: from its data sheet where we know it, else the best of five here."""
+    """FLOP/s of products in ``dtype`` on one device: by its data sheet where we know it, else the best of five."""
     if device.type == "cuda" and dtype == "bfloat16":
         name = torch.cuda.get_device_name(device)
         known = next((flops for part, flops in _DATA_SHEETS.items() if part in name), None)

@@ -29,6 +29,7 @@ from draftsmith.train.world import Shared, World, share_out, whole, world
 
 __all__ = ["Evaluate", "Run", "autocast", "learning_rate_at", "planned_steps", "train"]
 
+CPU = torch.device("cpu")
 Evaluate = Callable[[Any], Mapping[str, float]]
 """Measures the model; it is back in training mode afterwards."""
 
@@ -50,7 +51,7 @@ class Run:
     settings_key: str
     evaluate: Evaluate
     tell: Callable[[Mapping[str, float]], None]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     saved: Callable[[], None] = lambda: None
     spread_to: int | None = None
 
@@ -64,8 +65,8 @@ def train(run: Run) -> dict[str, float]:
     stage, model, own = run.stage, run.model, world()
     if stage.gradient_accumulation % own.size:
         raise UsageError(
-            f"stage.{stage.name}.gradient_accumulation is {stage.gradient_accumulation}, and {own.size} processes share "
-            f"the micro-batches of a step; make it a multiple of {own.size}"
+            f"stage.{stage.name}.gradient_accumulation is {stage.gradient_accumulation}, and {own.size} processes "
+            f"share the micro-batches of a step; make it a multiple of {own.size}"
         )
     steps = planned_steps(run.stage, run.store)
     shared = share_out(model, run.device, own.size)

@@ -97,8 +97,8 @@ def pack(store: TokenStore, groups: Sequence[int]) -> PackedBatch:
 def spread(batch: PackedBatch, context: int, seed: Sequence[int]) -> PackedBatch:
     """The batch with the positions of each document in two runs: the first from 0, the second further on.
 
-    Where the second begins and how far on it is moved is drawn from ``seed``, evenly over all that keeps positions below
-    ``context``. So documents of 2,048 tokens hold distances of up to 32,767 (PoSE, arXiv:2309.10400).
+    Where the second begins and how far on it is moved is drawn from ``seed``, evenly over all that keeps positions
+    below ``context``. So documents of 2,048 tokens hold distances of up to 32,767 (PoSE, arXiv:2309.10400).
     """
     rng = np.random.Generator(np.random.PCG64(list(seed)))
     parts = []

@@ -22,6 +22,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from draftsmith.checkpoint.hub_data import PREFIX, fetch_data
 from draftsmith.errors import UsageError
 from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, PackStage, Stage, TrainingStage
 
@@ -41,17 +42,20 @@ class Recipe:
     stages: tuple[Stage, ...]
 
     def locate(self, reference: str) -> str:
-        """``stage:NAME`` is that stage's folder; a path is looked for beside the recipe; anything else stays.
+        """``stage:NAME`` is that stage's folder; files of a data set on the hub are fetched; a path is looked for
+        beside the recipe; anything else stays.
 
-        Raises UsageError when the recipe has no such stage.
+        Raises UsageError when the recipe has no such stage, HubError.
         """
+        if reference.startswith(PREFIX):
+            return str(fetch_data(reference))
         if reference.startswith(STAGE_PREFIX):
             name = reference.removeprefix(STAGE_PREFIX)
             if name not in [stage.name for stage in self.stages]:
                 raise UsageError(f"{self.path} names {reference}, but it has no stage {name!r}")
             return str(self.output / name)
         beside = self.path.parent / reference
-        return str(beside) if beside.exists() else reference
+        return str(beside) if beside.exists() or ("*" in beside.name and beside.parent.is_dir()) else reference
 
     def model_of(self, stage: Stage) -> str:
         """The reference of the model that a stage starts from. Raises UsageError when there is none."""

@@ -33,7 +33,8 @@ STORED = "data"  # acceptance_target: the log-probabilities in eval_data
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workplace:
     """``folder`` for unfinished work. ``find_data`` and ``find_model`` turn a recipe's names into paths and
-    references. ``tell`` takes a line for people, ``progress`` a metrics record, ``saved`` the folder after a checkpoint."""
+    references. ``tell`` takes a line for people, ``progress`` a metrics record, ``saved`` the folder, after each
+    checkpoint."""
 
     folder: Path
     find_data: Callable[[DataSource], DataSource]

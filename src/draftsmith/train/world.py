@@ -95,8 +95,8 @@ def joined() -> Iterator[World]:
 class Shared(torch.nn.Module):
     """A model whose parameters are whole only while a function of it runs: ``shared(function, ...)``.
 
-    ``function(model, ...)`` may use the output layer's weights apart from the model's own forward, as the chunked losses
-    do. With one process this is a plain call.
+    ``function(model, ...)`` may use the output layer's weights apart from the model's own forward, as the chunked
+    losses do. With one process this is a plain call.
     """
 
     def __init__(self, model: Any) -> None:
@@ -115,7 +115,7 @@ class Shared(torch.nn.Module):
 
 
 def share_out(model: Any, device: torch.device, size: int) -> Shared:
-    """Put the model on ``device`` and split it among ``size`` processes. Gradients are summed over them, not averaged."""
+    """Put the model on ``device`` and split it among ``size`` processes. Gradients are summed, not averaged."""
     shared = Shared(model)
     if size == 1:
         shared.to(device)
