@@ -115,7 +115,7 @@ def test_what_was_learnt_serves_the_next_text() -> None:
     costs = CostModel(0.4, CHEAP_CHECKS)
     trace = synthetic(0.02, 1)
     policy = AutoLength(costs)
-    assert speedup(policy, trace, costs) < speedup(policy, trace, costs) < 1.0
+    assert speedup(policy, trace, costs) < speedup(policy, trace, costs) <= 1.0
 
 
 def test_low_confidence_ends_a_draft_and_high_confidence_prolongs_it() -> None:
@@ -157,13 +157,13 @@ def test_a_useless_draft_costs_a_twentieth_of_64_tokens_at_most(draft_step: floa
 
 def test_reading_what_the_draft_missed_has_a_price() -> None:
     """500 tokens that nobody read are read only once that much was saved; a few are read at once."""
-    costs = CostModel(0.3, CHEAP_CHECKS, draft_read=0.025)
+    costs = CostModel(0.3, CHEAP_CHECKS, draft_read=0.01)
     policy = AutoLength(costs)
     policy.begin(unread=500)
     assert not policy.wants_more([], None)
     policy.begin(unread=5)
     assert policy.wants_more([], None)
-    policy.begin(unread=100)
+    policy.begin(unread=300)
     waited = 0
     while not policy.wants_more([], None):
         policy.learn(Draft(()), Verdict((0,), 0, 0))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate import AutoLength, CostModel, Costs
@@ -57,45 +58,62 @@ class MeasuredLength:
 
 
 def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
-    """Time forwards of 1 to 32 tokens of the target and steps of the draft model (None: drafts cost nothing)."""
-    seconds = _measure(target, _SIZES)
+    """Time forwards of 1 to 32 tokens of the target and steps of the draft model (None: drafts cost nothing).
+
+    The two take turns, as they do while text is written: each finds the processor's caches full of the other.
+    """
+    timers = [_Timer(target, size) for size in _SIZES if size <= target.max_context]
+    drafts = (
+        [] if draft is None else [_Timer(draft, size, draft=True) for size in _DRAFT_SIZES if size <= draft.max_context]
+    )
+    deadline = time.perf_counter() + _BUDGET_S
+    for repeat in range(_REPEATS):
+        for place, timer in enumerate(timers):
+            if repeat > 1 and time.perf_counter() > deadline:
+                break
+            timer.run()
+            if drafts:
+                drafts[place % len(drafts)].run()
+    seconds = {timer.size: min(timer.seconds) for timer in timers}
     plain = seconds[1]
     # A larger batch never costs less; where it was measured so, that is noise.
     known = [(size, max(seconds[s] for s in seconds if s <= size) / plain) for size in seconds]
     verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
-    if draft is None:
+    if not drafts:
         return StepCosts(plain, CostModel(0.0, verify))
-    drafting = _measure(draft, _DRAFT_SIZES, common_vocabulary(draft.vocab_size))
-    most = max(drafting)
-    read = max(0.0, drafting[most] - drafting[1]) / max(1, most - 1)
-    return StepCosts(plain, CostModel(drafting[1] / plain, verify, read / plain))
+    step, longest = median(drafts[0].seconds), median(drafts[-1].seconds)
+    read = max(0.0, longest - step) / max(1, drafts[-1].size - 1)
+    return StepCosts(plain, CostModel(step / plain, verify, read / plain))
 
 
-def _measure(model: Model, sizes: Sequence[int], draft_vocab: int | None = None) -> dict[int, float]:
-    """Least seconds of a forward by number of tokens, with the choice of a token from every row of logits; one forward
-    goes before, to wake the weights up. ``draft_vocab``: as a draft model does it, one row from so much of the
-    vocabulary and a confidence.
+class _Timer:
+    """Seconds of forwards of ``size`` tokens, with the choice of a token from every row of logits.
 
-    The least of a few, not their average: other programs can only make a step slower.
+    ``draft``: as a draft model does it, one row from the common part of the vocabulary, and a confidence. The least of
+    a few is what a step of the target takes: other programs can only make it slower.
     """
-    sizes = [size for size in sizes if size <= model.max_context]
-    context = max(0, min(_CONTEXT, model.max_context - sizes[-1]))
-    cache = model.new_cache(context + sizes[-1])
-    model.forward([TokenRun(cache, [0] * (context + 1))])
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    deadline = time.perf_counter() + _BUDGET_S
-    for repeat in range(_REPEATS):
-        for size in sizes:
-            if repeat > 1 and time.perf_counter() > deadline:
-                break
-            cache.truncate(context)
-            began = time.perf_counter()
-            rows = 1 if draft_vocab is not None else size
-            [logits] = model.forward([TokenRun(cache, [0] * size, num_logits=rows, vocab_limit=draft_vocab)])
-            for row in logits:
-                softmax_at(row, int(row.argmax())) if draft_vocab is not None else row.argmax()
-            seconds[size].append(time.perf_counter() - began)
-    return {size: min(times) for size, times in seconds.items()}
+
+    def __init__(self, model: Model, size: int, *, draft: bool = False) -> None:
+        self.size = size
+        self.seconds: list[float] = []
+        self._model, self._draft = model, draft
+        self._context = max(0, min(_CONTEXT, model.max_context - size - 1))
+        self._cache = model.new_cache(min(self._context + size + 1, model.max_context))
+        self._limit = common_vocabulary(model.vocab_size) if draft else None
+        if self._context:
+            model.forward([TokenRun(self._cache, [0] * self._context, num_logits=0)])
+
+    def run(self) -> None:
+        """One forward, timed."""
+        self._cache.truncate(self._context)
+        rows = 1 if self._draft else self.size
+        began = time.perf_counter()
+        [logits] = self._model.forward(
+            [TokenRun(self._cache, [0] * self.size, num_logits=rows, vocab_limit=self._limit)]
+        )
+        for row in logits:
+            softmax_at(row, int(row.argmax())) if self._draft else row.argmax()
+        self.seconds.append(time.perf_counter() - began)
 
 
 def _interpolate(known: Sequence[tuple[int, float]], size: int) -> float:

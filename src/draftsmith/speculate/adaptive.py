@@ -36,11 +36,11 @@ _AFTER_PRIOR = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.85)  # of the token that
 _FREE_EDGES = (0.6, 0.7, 0.78, 0.845, 0.895, 0.938, 0.969)
 _FREE_PRIOR = (0.35, 0.5, 0.65, 0.72, 0.8, 0.86, 0.93, 0.98)
 _OPTIMISM = 0.8  # standard deviations
-_FADE = 0.98  # of the evidence on first tokens, in a round without a draft
+_FADE = 0.995  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
 _CREDIT = 0.5  # plain steps that a draft may lose before any was gained
 _MOST_CREDIT = 6.0
-_SAVED = 0.03  # of every token written without the draft model, for reading what it missed
+_SAVED = 0.02  # of every token written without the draft model, for reading what it missed
 
 
 class _Rate:
