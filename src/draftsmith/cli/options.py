@@ -156,8 +156,8 @@ class OutputOptions:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no status line.")] = False
 
 
-def add_command(app: typer.Typer, function: Callable[..., object]) -> None:
-    """Register ``function`` under its own name, its option dataclasses spread into single options."""
+def add_command(app: typer.Typer, function: Callable[..., object], called: str | None = None) -> None:
+    """Register ``function`` (as ``called``, else under its own name), its option dataclasses spread into options."""
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters = []
@@ -176,14 +176,16 @@ def add_command(app: typer.Typer, function: Callable[..., object]) -> None:
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     command.__annotations__ = {}
-    app.command(function.__name__.strip("_"))(command)
+    app.command(called or function.__name__.strip("_"))(command)
 
 
 def _spread(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     parameters = []
     for field in dataclasses.fields(group):
-        default = [] if field.default is dataclasses.MISSING else field.default
+        default = field.default
+        if default is dataclasses.MISSING:  # a list of its own each time, or an option that must be given
+            default = inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else []
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
         )

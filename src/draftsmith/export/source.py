@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from draftsmith.text import Tokenizer
 __all__ = ["RECORD", "Source", "check_destination", "opened"]
 
 RECORD: Final = "export.json"
+_PACKED: Final = "draftsmith.draft."  # keys of files that hold only some rows of a vocabulary
 _KEPT_IDS: Final = "draft_vocabulary.safetensors"  # see train.vocabulary, which writes it
 
 
@@ -40,6 +41,10 @@ class Source:
         last = self.reference.split(":")[0].split("@")[0].rstrip("/").rsplit("/", 1)[-1]
         return last.removesuffix(".gguf") or "model"
 
+    def with_weights(self, weights: WeightSet) -> Source:
+        """The same with other weights."""
+        return replace(self, weights=weights)
+
     def origin(self) -> dict[str, Any]:
         """For the record: what it was asked for by, and the hash of its weights (they are read in full)."""
         return {"reference": self.reference, "revision": self.revision, "sha256": self.checkpoint.sha256()}
@@ -54,6 +59,11 @@ def opened(reference: str, progress: Progress = no_progress) -> Iterator[Source]
     """
     resolved = resolve(reference, progress=progress)
     with open_checkpoint(resolved.path) as checkpoint:
+        if any(key.startswith(_PACKED) for key in checkpoint.metadata):
+            raise UsageError(
+                f"{reference} is a draft packed for draftsmith, without the target's other tokens; export the folder "
+                "that it was packed from"
+            )
         weights, notes = weights_of(checkpoint), []
         kept = _kept_ids(resolved.path, checkpoint.config.vocab_size) if checkpoint.kind == "folder" else None
         if kept is not None:
