@@ -28,8 +28,8 @@ from draftsmith.export.source import opened
 from draftsmith.export.weights import weights_of
 from draftsmith.export.yaml_text import yaml_text
 from draftsmith.text import Tokenizer
-from tests.support.schemas import check_schema
 from tests.support.fakes import VOCAB_SIZE
+from tests.support.schemas import check_schema
 from tests.support.tiny import tiny_folder
 from tests.support.tiny_models import random_tensors, save_safetensors, small_config
 
