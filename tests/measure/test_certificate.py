@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.measure.certificate import certificate_digest, certificate_json, certificate_page
 from draftsmith.measure.certify import Certificate, CertifyPlan, Divergence, Identity
@@ -93,3 +95,14 @@ def test_text_cannot_become_markup() -> None:
     assert "script" not in as_html(document).replace("&lt;script&gt;", "").replace("&lt;/script&gt;", "")
     assert reader.text.count(nasty) == 7
     assert "| a | <script>alert('\\|')" in as_markdown(document)
+
+
+def test_the_versions_of_torch_are_told_where_it_took_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    value = as_json(Certificate(SAME, SAME, True, TESTS, 9))
+    check_schema(value, "certify")
+    assert "torch" in value["provenance"]["packages"]
+    monkeypatch.delitem(sys.modules, "torch")
+    for name in ("transformers", "bitsandbytes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert "packages" not in measurement_origin({}, {}, None)

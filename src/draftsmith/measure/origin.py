@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,11 @@ def weight_files(reference: str) -> list[Path]:
 def measurement_origin(
     models: Mapping[str, str], options: Mapping[str, Any], prompts: Path | None, command: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """``models`` maps roles (target, draft) to references. All files of the models are read for their hashes."""
+    """``models`` maps roles (target, draft) to references. All files of the models are read for their hashes.
+
+    ``packages`` is there when the torch backend took part: with what the numbers were computed.
+    """
+    packages = {name: version(name) for name in ("torch", "transformers", "bitsandbytes") if name in sys.modules}
     hashes = {
         role: {file.name: file_sha256(file) for file in weight_files(reference)} for role, reference in models.items()
     }
@@ -37,4 +43,5 @@ def measurement_origin(
         "options": dict(options),
         "prompts": "built in" if prompts is None else str(prompts),
         "command": list(command),
+        **({"packages": packages} if packages else {}),
     }
