@@ -14,6 +14,23 @@ constexpr size_t kUnitsPerWorker = 8; // with fewer, the last one to finish make
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 size_t pieces_of(size_t positions) { return divide_up(positions, kPiecePositions); }
 
+// The Walsh-Hadamard transform of runs of B values, B the largest power of two that divides d. Queries and keys both go through
+// it, which leaves their products as they are (times B) and spreads the few large columns that keys of some models have over
+// all: in 8 bits they would cost the others theirs.
+void spread(float* x, size_t d, float scale) {
+    const size_t run = d & (~d + 1);
+    for (size_t half = 1; half < run; half *= 2) {
+        for (size_t i = 0; i < d; i += 2 * half) {
+            for (size_t j = i; j < i + half; ++j) {
+                const float a = x[j], b = x[j + half];
+                x[j] = a + b;
+                x[j + half] = a - b;
+            }
+        }
+    }
+    for (size_t i = 0; i < d; ++i) x[i] *= scale;
+}
+
 // Keys and values of one token and head, as 8-bit codes (see attention_int8.hpp).
 void store_int8(const Kernels& kernels, const float* key, const float* value, uint8_t* keys, uint8_t* values, size_t lane, size_t d) {
     int8_t codes[kMaxHeadDim];
@@ -57,6 +74,7 @@ void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index
         if (shape_.cache_type != CacheType::int8) continue;
         alignas(64) float padded[kMaxHeadDim] = {};
         std::memcpy(padded, query, d * sizeof(float));
+        spread(padded, d, 1.0f);
         kernels_.quantise(padded, Scratch::query_cols(shape_), scratch_->quant_queries(shape_), row * shape_.heads + h, 0);
     }
     float* key = base + layer.q.rows + kv_head * d;
@@ -66,6 +84,7 @@ void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index
     uint8_t* keys = cache.keys(layer_index, kv_head, block);
     uint8_t* values = cache.values(layer_index, kv_head, block);
     if (shape_.cache_type == CacheType::int8) {
+        spread(key, d, 1.0f / static_cast<float>(d & (~d + 1)));
         store_int8(kernels_, key, value, keys, values, lane, d);
     } else if (shape_.cache_type == CacheType::full) {
         for (size_t i = 0; i < d; ++i) reinterpret_cast<float*>(keys)[i * kBlockPositions + lane] = key[i];

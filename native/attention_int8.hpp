@@ -3,7 +3,7 @@
 // A block of one head, D padded to D' = a multiple of 32 columns:
 //   keys    f16 scales [D'/32][64], then codes + 128 [D'/4][64][4]: a position's 4 columns side by side
 //   values  f16 scales [64], then codes [16][D][4]: a column's 4 positions side by side
-// A query meets the keys as 8-bit codes in groups of 32, the weights meet the values as integers of 14 bits.
+// Keys and queries have been spread (attend.cpp). A query meets the keys as 8-bit codes in groups of 32, the weights meet the values as integers of 14 bits.
 #pragma once
 
 #include "attention_float.hpp"

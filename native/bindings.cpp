@@ -6,6 +6,8 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -121,6 +123,41 @@ nb::ndarray<nb::numpy, float> matmul(int type, size_t rows, size_t cols, Bytes p
         });
     }
     return out;
+}
+
+// Multiply-adds per second of the whole team, with operands in registers: "int8" or "float32".
+double peak_products(const std::string& type, const std::string& set, ThreadTeam& team, size_t rounds) {
+    const Kernels& kernels = kernels_named(set);
+    if (type != "int8" && type != "float32") throw std::invalid_argument("peaks are of int8 or float32");
+    const bool whole = type == "int8";
+    const nb::gil_scoped_release release;
+    const auto began = std::chrono::steady_clock::now();
+    team.run([&](Worker& worker) {
+        worker.for_chunks(static_cast<size_t>(team.size()) * 64, 1, [&](size_t, size_t) {
+            alignas(64) int8_t codes[64];
+            alignas(64) float x[64], out[16 * 12];
+            for (int i = 0; i < 64; ++i) { codes[i] = static_cast<int8_t>(i % 5); x[i] = 1e-3f * static_cast<float>(i); }
+            if (whole) kernels.peak_int8(rounds, codes, out);
+            else kernels.peak_float(rounds, x, out);
+        });
+    });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    return static_cast<double>(rounds) * 64 * team.size() * 12 * (whole ? 64 : 16) / seconds;
+}
+
+// Bytes per second that the team reads from `data`, all of it once.
+double read_rate(Bytes data, const std::string& set, ThreadTeam& team) {
+    const Kernels& kernels = kernels_named(set);
+    constexpr size_t kChunk = size_t{1} << 18;
+    std::atomic<int> sink{0};
+    const uint8_t* from = data.data();
+    const size_t bytes = data.size() / kChunk * kChunk;
+    const nb::gil_scoped_release release;
+    const auto began = std::chrono::steady_clock::now();
+    team.run([&](Worker& worker) {
+        worker.for_chunks(bytes, kChunk, [&](size_t first, size_t last) { sink.fetch_or(kernels.read_lines(from + first, last - first), std::memory_order_relaxed); });
+    });
+    return static_cast<double>(bytes) / std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
 // Finds packed tensors by name and checks their sizes against the buffer and the shape of the model.
@@ -303,6 +340,9 @@ NB_MODULE(_native, m) {
     m.def("unpack_rows", &unpack_rows, "block_type"_a, "rows"_a, "cols"_a, "packed"_a, "wanted"_a, "Rows of a packed matrix as float32.");
     m.def("matmul", &matmul, "block_type"_a, "rows"_a, "cols"_a, "packed"_a, "x"_a, "instruction_set"_a, "team"_a, "repeats"_a = 1,
           "x [m][cols] times the transposed packed matrix: [m][rows].");
+
+    m.def("peak_products", &peak_products, "kind"_a, "instruction_set"_a, "team"_a, "rounds"_a, "Multiply-adds per second with operands in registers.");
+    m.def("read_rate", &read_rate, "data"_a, "instruction_set"_a, "team"_a, "Bytes per second of reading memory once.");
 
     nb::class_<ThreadTeam>(m, "ThreadTeam", "Threads that work on one forward pass at a time.").def(nb::init<int>(), "size"_a).def_prop_ro("size", &ThreadTeam::size);
 

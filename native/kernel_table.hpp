@@ -6,6 +6,7 @@
 #include "elementwise.hpp"
 #include "kernels.hpp"
 #include "matmul.hpp"
+#include "peaks.hpp"
 
 namespace draftsmith {
 namespace {
@@ -25,6 +26,9 @@ template <class S> constexpr Kernels kernel_table() {
         .attention_finish = attention_finish<S>,
         .store_half = store_half<S>,
         .store_codes = store_codes<S>,
+        .peak_int8 = peak_int8<S>,
+        .peak_float = peak_float<S>,
+        .read_lines = read_lines<S>,
     };
 }
 

@@ -64,6 +64,10 @@ struct Kernels {
     void (*store_half)(const float* x, uint16_t* y, size_t n);  // n a multiple of 16
     // Symmetric 8-bit codes of n values (a multiple of 16) with one scale, which is returned.
     float (*store_codes)(const float* x, int8_t* codes, size_t n);
+    // Peaks to compare with; see peaks.hpp. A round is kChains products of 64, or of 16 floats.
+    void (*peak_int8)(size_t rounds, const int8_t* x, float* out);
+    void (*peak_float)(size_t rounds, const float* x, float* out);
+    uint8_t (*read_lines)(const uint8_t* data, size_t bytes);
 };
 
 const Kernels& portable_kernels();

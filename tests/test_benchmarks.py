@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from benchmarks import common, llama_cpp_peer
 from benchmarks.perplexity import log_probabilities, python_reference
 
-SCRIPTS = ("batch", "decode", "drafters", "install_size", "peers", "perplexity", "startup")
+SCRIPTS = ("batch", "decode", "drafters", "install_size", "limits", "peers", "perplexity", "startup")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

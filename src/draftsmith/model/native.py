@@ -17,7 +17,7 @@ import numpy.typing as npt
 from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model import _native
-from draftsmith.model.packed import load_packed
+from draftsmith.model.packed import PackedModel, load_packed
 from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.model.storage import Dtype, Quantize
 from draftsmith.quant import BlockType
@@ -63,8 +63,9 @@ def thread_team(threads: int | None = None) -> _native.ThreadTeam:
 class NativeModel:
     """A decoder stack on the CPU. Make one with ``load``."""
 
-    def __init__(self, engine: _native.Model, config: ModelConfig, max_context: int) -> None:
+    def __init__(self, engine: _native.Model, config: ModelConfig, max_context: int, weight_bytes: int) -> None:
         self._engine = engine
+        self._weight_bytes = weight_bytes
         self.config = config
         self._max_context = max_context
 
@@ -115,7 +116,7 @@ class NativeModel:
             raise UnsupportedModel(f"{checkpoint.path} cannot be run by the native engine: {error}") from error
         except MemoryError as error:
             raise OutOfMemory(f"there is not enough memory to set up {checkpoint.path.name}; close programs") from error
-        return cls(engine, config, context)
+        return cls(engine, config, context, _bytes_read(packed))
 
     @property
     def vocab_size(self) -> int:
@@ -126,6 +127,21 @@ class NativeModel:
     def max_context(self) -> int:
         """Largest number of tokens in a cache."""
         return self._max_context
+
+    def profile(self, on: bool) -> dict[str, float]:
+        """Seconds by phase of the forward pass since profiling was last turned on; then it is ``on``, from zero.
+
+        Phases: embed, norm, project (queries, keys, values), rotate (and store them), attend, output, gate_up (with the
+        activation), down, head (the logits). Off, which is the beginning, it costs nothing.
+        """
+        seconds: dict[str, float] = self._engine.profile()["seconds"]
+        self._engine.set_profiling(on)
+        return seconds
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights that a step reads, apart from the rows of the embedding."""
+        return self._weight_bytes
 
     def cache_bytes(self, positions: int) -> int:
         """Bytes that a cache of so many tokens takes."""
@@ -162,6 +178,17 @@ class NativeModel:
             raise OutOfMemory("there is not enough memory to lengthen the KV cache; shorten the context") from error
         ends = np.cumsum(counts)
         return [rows[end - count : end, :width] for end, count, width in zip(ends, counts, widths, strict=True)]
+
+
+def _bytes_read(packed: PackedModel) -> int:
+    """Of all matrices but the embedding, unless that is the output layer, too."""
+    tied = "lm_head.weight" not in packed.tensors
+    sizes = {
+        name: _native.packed_size(*entry[:3])
+        for name, entry in packed.tensors.items()
+        if "norm" not in name and "bias" not in name
+    }
+    return sum(size for name, size in sizes.items() if tied or name != "model.embed_tokens.weight")
 
 
 def _native_cache(run: TokenRun) -> _native.KVCache:
