@@ -65,6 +65,13 @@ class ModelOptions:
     quantize: Annotated[
         str, typer.Option(metavar="4bit|8bit|none", help="Quantise 16- and 32-bit weights while loading.")
     ] = "none"
+    kv_dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|float32|float16|int8",
+            help="Precision of keys and values; int8 halves a long context's memory.",
+        ),
+    ] = "auto"
     num_draft_tokens: Annotated[
         str, typer.Option(metavar="auto|K", help="Draft tokens a round; auto follows the acceptance.")
     ] = "auto"
@@ -92,6 +99,7 @@ class ModelOptions:
             "exact": self.exact,
             "dtype": self.dtype,
             "quantize": None if self.quantize == "none" else self.quantize,
+            "kv_dtype": self.kv_dtype,
             "num_draft_tokens": _draft_length(self.num_draft_tokens),
             "rule": self.rule,
             "threads": self.threads,

@@ -26,7 +26,7 @@ from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
 from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
-from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.model.storage import CacheDtype, Dtype, Quantize
 from draftsmith.speculate import FixedLength, LengthPolicy, TracedDrafter, generate
 from draftsmith.text import PromptFormat, Tokenizer, choose_format
 from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
@@ -59,6 +59,7 @@ class LLM:
         exact: bool = False,
         dtype: Dtype = "auto",
         quantize: Quantize | None = None,
+        kv_dtype: CacheDtype = "auto",
         num_draft_tokens: int | Literal["auto"] = "auto",
         rule: VerificationRule = "coupled",
         threads: int | None = None,
@@ -75,7 +76,8 @@ class LLM:
         torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. ``draft_backend`` and ``draft_device``:
         those of the draft model, where it is not to run as the target does. ``exact``: on torch, make the text that a
         drafter helps with identical to the one without, at the price of wider steps (native always is). ``quantize``:
-        None, ``"4bit"`` or ``"8bit"``.
+        None, ``"4bit"`` or ``"8bit"``. ``kv_dtype``: of keys and values, ``"float16"`` (``"float32"`` for float32
+        models), or ``"int8"``, which takes about half the memory; native only.
         ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
         the same text as no drafter.
 
@@ -89,6 +91,7 @@ class LLM:
             exact=exact,
             dtype=dtype,
             quantize=quantize,
+            kv_dtype=kv_dtype,
             num_draft_tokens=num_draft_tokens,
             rule=rule,
             threads=threads,

@@ -11,6 +11,7 @@ from draftsmith.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.engine.backend import choose_backend, gpu_is_there, require_torch
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
 from draftsmith.engine.pruned import EMBEDDED, embedded_draft, pruned_drafter
+from draftsmith.errors import UsageError
 from draftsmith.model.memory import check_memory
 from draftsmith.model.protocol import Model
 from draftsmith.speculate import (
@@ -82,6 +83,10 @@ def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_
 
 def _load_torch(path: Path, name: str, options: EngineOptions, progress: Progress) -> LoadedModel:
     require_torch(name)
+    if options.kv_dtype != "auto":
+        raise UsageError(
+            f"kv_dtype is {options.kv_dtype} and {name} runs on torch, which chooses it; use kv_dtype auto"
+        )
     from draftsmith.model.torch_backend import TorchOptions, load_torch_model
 
     progress(f"Loading {name}", 0, 0)
@@ -108,9 +113,10 @@ def _load_native(path: Path, name: str, options: EngineOptions, progress: Progre
         dtype=options.dtype,
         max_context=options.max_context,
         threads=options.threads,
+        cache_dtype=options.kv_dtype,
         progress=lambda done, total: progress(f"Loading {name}", done, total),
     )
-    identity = f"{checkpoint.fingerprint} {options.quantize} {options.dtype}"
+    identity = f"{checkpoint.fingerprint} {options.quantize} {options.dtype} {options.kv_dtype}"
     return LoadedModel(name, model, checkpoint.tokenizer(), identity)
 
 

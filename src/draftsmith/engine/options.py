@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from draftsmith.errors import UsageError
-from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.model.storage import CacheDtype, Dtype, Quantize
 from draftsmith.types import VerificationRule
 
 __all__ = ["DEFAULT_TARGET", "MAX_DRAFT_TOKENS", "Backend", "EngineOptions", "Progress", "no_progress"]
@@ -22,6 +22,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "draft_backend": (None, "auto", "native", "torch"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantize": (None, "4bit", "8bit"),
+    "kv_dtype": ("auto", "float32", "float16", "int8"),
     "rule": ("coupled", "rejection"),
 }
 
@@ -51,6 +52,7 @@ class EngineOptions:
     exact: bool = False
     dtype: Dtype = "auto"
     quantize: Quantize | None = None
+    kv_dtype: CacheDtype = "auto"
     num_draft_tokens: int | Literal["auto"] = "auto"
     rule: VerificationRule = "coupled"
     threads: int | None = None

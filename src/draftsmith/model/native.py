@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +18,11 @@ from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model import _native
 from draftsmith.model.packed import PackedModel, load_packed
 from draftsmith.model.protocol import Logits, TokenRun
-from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.model.storage import CacheDtype, Dtype, Quantize
 from draftsmith.quant import BlockType
 
 __all__ = ["CacheDtype", "NativeModel", "instruction_set", "thread_team"]
 
-CacheDtype = Literal["auto", "float32", "float16", "int8"]
 INSTRUCTION_SET_VARIABLE = "DRAFTSMITH_ISA"
 MAX_THREADS = 256
 

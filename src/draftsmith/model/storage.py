@@ -11,10 +11,11 @@ from draftsmith.checkpoint import Tensor
 from draftsmith.errors import UsageError
 from draftsmith.quant import BlockType, quantize
 
-__all__ = ["Dtype", "Quantize", "storage_type", "stored_blocks"]
+__all__ = ["CacheDtype", "Dtype", "Quantize", "storage_type", "stored_blocks"]
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["4bit", "8bit"]
+CacheDtype = Literal["auto", "float32", "float16", "int8"]  # of keys and values
 
 _DTYPES = {"float32": BlockType.F32, "bfloat16": BlockType.BF16, "float16": BlockType.F16}
 _QUANTIZED = {"4bit": BlockType.Q4_1, "8bit": BlockType.Q8_0}
