@@ -6,15 +6,17 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from benchmarks import common, llama_cpp_peer
+from benchmarks import common, llama_cpp_peer, plan_accuracy
 from benchmarks.perplexity import log_probabilities, python_reference
+from tests.support.tiny import tiny_folder
 
-SCRIPTS = ("batch", "decode", "drafters", "install_size", "limits", "peers", "perplexity", "startup")
+SCRIPTS = ("batch", "decode", "drafters", "install_size", "limits", "peers", "perplexity", "plan_accuracy", "startup")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -68,3 +70,35 @@ def test_a_missing_peer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(common.PeerMissingError, match=r"llama\.cpp is not installed; .*GGML_NATIVE"):
         llama_cpp_peer.system_info()
+
+
+def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No seconds: one step a call. The sweep has what the plan predicts, and a verdict comes when there is one."""
+    folder, model = tmp_path / "runs", str(tiny_folder(tmp_path / "tiny"))
+    arguments = [str(folder), "--target", model, "--candidate", "lookup", "--limit", "1", "--max-new-tokens", "12"]
+    assert plan_accuracy.main([str(folder), "--summary"]) == 1
+    said = []
+    for _ in range(3):
+        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--seconds", "0"]) == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said[0].endswith("stopped before k = 1; the same command goes on")
+    assert said[2].endswith("complete")
+    assert plan_accuracy.main([str(folder), "--summary"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    [combination] = found["combinations"]
+    assert combination["combination"] == "tiny--lookup--built-in"
+
+
+def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
+    known: dict[str, Any] = {"combination": "a", "sweep": {"1": 1.5, "2": 2.0, "4": 2.05}}
+    assert plan_accuracy.verdict(known) is None
+    known["plan"] = {"predicted": {"1": 1.4, "2": 2.1, "3": 9.0, "4": 2.0}}
+    found = plan_accuracy.verdict(known)
+    assert found is not None
+    assert (found["k"], found["good"], found["chosen_well"]) == (2, True, True)  # k = 3 was not measured
+    assert found["error"] == pytest.approx(0.05)
+    assert found["lost"] == pytest.approx(0.05 / 2.05)
+    known["plan"] = {"predicted": {"1": 0.9, "2": 0.8, "4": 0.7}}
+    found = plan_accuracy.verdict(known)
+    assert found is not None
+    assert (found["k"], found["good"], found["chosen_well"]) == (0, False, False)
