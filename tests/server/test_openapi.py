@@ -42,6 +42,7 @@ ANSWERS: tuple[tuple[str, str, Any, str], ...] = (
     ("GET", "/v1/models/tiny", None, "Model"),
     ("POST", "/tokenize", {"prompt": "abc"}, "Tokens"),
     ("POST", "/detokenize", {"tokens": [97]}, "Text"),
+    ("POST", "/render", {"text": "# a\n```python\nx = 1\n```"}, "Rendered"),
     ("GET", "/health", None, "Status"),
     ("GET", "/ready", None, "Status"),
     ("GET", "/nowhere", None, "Error"),

@@ -18,6 +18,7 @@ from draftsmith.server import metrics
 from draftsmith.server.fields import Strict
 from draftsmith.server.generation import Generation
 from draftsmith.server.guard import Guard, send_json
+from draftsmith.server.markdown import to_tree
 from draftsmith.server.moderation import Moderator
 from draftsmith.server.openapi import openapi_document
 from draftsmith.server.options import ServerOptions
@@ -29,6 +30,7 @@ from draftsmith.server.schema import (
     CompletionRequest,
     DetokenizeRequest,
     Generate,
+    RenderRequest,
     TokenizeRequest,
     parse,
 )
@@ -50,6 +52,7 @@ def build_app(service: Service, options: ServerOptions) -> Guard:
         Route("/v1/models/{name:path}", _plain(api.model), methods=["GET"]),
         Route("/tokenize", _plain(api.tokenize), methods=["POST"]),
         Route("/detokenize", _plain(api.detokenize), methods=["POST"]),
+        Route("/render", _plain(api.render), methods=["POST"]),
         Route("/health", _plain(api.health), methods=["GET"]),
         Route("/ready", _plain(api.ready), methods=["GET"]),
         Route("/metrics", _plain(api.metrics), methods=["GET"]),
@@ -166,6 +169,11 @@ class Api:
         """/detokenize, as vLLM's."""
         body = await self._body(request, DetokenizeRequest)
         return JSONResponse({"prompt": await self._service.decode(body.tokens)})
+
+    async def render(self, request: Request) -> ASGIApp:
+        """/render: Markdown as a tree of elements, for the chat page."""
+        body = await self._body(request, RenderRequest)
+        return JSONResponse({"nodes": await self._service.aside(lambda: to_tree(body.text), "text")})
 
     async def health(self, _request: Request) -> ASGIApp:
         """/health: the server is alive."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from draftsmith.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from draftsmith.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, RenderRequest, TokenizeRequest
 
 __all__ = ["openapi_document"]
 
@@ -20,7 +20,7 @@ _NUMBER: Json = {"type": "number"}
 
 def openapi_document(version: str, *, keys: bool) -> Json:
     """The document. ``keys``: whether an API key is asked for."""
-    bodies = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+    bodies = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, RenderRequest)
     _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF + "{model}")
     components: Json = {"schemas": {**{name: _nullable(one) for name, one in found["$defs"].items()}, **_answers()}}
     document: Json = {
@@ -52,6 +52,7 @@ def _paths() -> Json:
         "/v1/models/{name}": {"get": {**_operation("The model", "Model"), "parameters": [name]}},
         "/tokenize": {"post": _operation("Text or messages to token ids", "Tokens", "TokenizeRequest")},
         "/detokenize": {"post": _operation("Token ids to text", "Text", "DetokenizeRequest")},
+        "/render": {"post": _operation("Markdown to elements, for the chat page", "Rendered", "RenderRequest")},
         "/health": {"get": {**_operation("Alive", "Status"), **open_to_all}},
         "/ready": {"get": {**_operation("Takes requests", "Status", other={"503": _json("Status")}), **open_to_all}},
         "/metrics": {"get": _operation("Counters for Prometheus", {"text/plain": {"schema": _STRING}})},
@@ -121,6 +122,7 @@ def _answers() -> Json:
         "Model": model,
         "ModelList": _object({"object": {"const": "list"}, "data": _list({"$ref": _REF + "Model"})}),
         "Tokens": _object({"count": _COUNT, "max_model_len": _COUNT, "tokens": _list(_COUNT)}),
+        "Rendered": _object({"nodes": _list({"type": ["string", "object"]})}),
         "Text": _object({"prompt": _STRING}),
         "Status": _object({"status": _STRING}),
         "Document": {"type": "object", "required": ["openapi", "paths"]},

@@ -22,10 +22,19 @@ from draftsmith.server.fields import (
     ToolChoice,
     calls_grammar,
 )
+from draftsmith.server.markdown import MAX_TEXT
 from draftsmith.server.problems import ApiError
 from draftsmith.types import MAX_SEED, Grammar, GrammarKind, SamplingParams
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "Generate", "TokenizeRequest", "parse"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "Generate",
+    "RenderRequest",
+    "TokenizeRequest",
+    "parse",
+]
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
@@ -252,6 +261,12 @@ class TokenizeRequest(Strict):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
         return self
+
+
+class RenderRequest(Strict):
+    """The body of /render: Markdown, for the chat page."""
+
+    text: Annotated[str, Field(max_length=MAX_TEXT)]
 
 
 class DetokenizeRequest(Strict):

@@ -78,17 +78,17 @@ class Service:
                 raise ApiError(400, message, param="tools", code="unsupported_parameter")
             return list(shown.encode(turns, add_generation_prompt=add_generation_prompt, tools=tools).token_ids)
 
-        return await self._aside(work, "messages")
+        return await self.aside(work, "messages")
 
     async def compile(self, body: Generate) -> Constraint | None:
         """The form of the reply, made ready. Raises ApiError."""
         for param, form in body.forms.items():
-            return await self._aside(partial(self._grammars.compile, form), param)
+            return await self.aside(partial(self._grammars.compile, form), param)
         return None
 
     async def encode_text(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Ids of a text as it stands. Raises ApiError."""
-        return await self._aside(lambda: self.model.tokenizer.encode(text, add_bos=add_bos), "prompt")
+        return await self.aside(lambda: self.model.tokenizer.encode(text, add_bos=add_bos), "prompt")
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids. Raises ApiError."""
@@ -96,7 +96,7 @@ class Service:
         if wrong is not None:
             message = f"the id {wrong} is none of the model's, which are below {self.model.tokenizer.vocab_size}"
             raise ApiError(400, message, param="tokens", code="invalid_value")
-        return await self._aside(lambda: self.model.tokenizer.decode(token_ids), "tokens")
+        return await self.aside(lambda: self.model.tokenizer.decode(token_ids), "tokens")
 
     def submit(
         self,
@@ -142,7 +142,7 @@ class Service:
             raise as_api_error(error, param) from error
         return generation
 
-    async def _aside(self, work: Callable[[], T], param: str) -> T:
+    async def aside(self, work: Callable[[], T], param: str) -> T:
         """Do ``work`` in another thread, so that health checks and streams go on meanwhile."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoders, work)

@@ -3,7 +3,10 @@
 const $ = (id) => document.getElementById(id);
 const SAVED = ["system", "temperature", "top_p", "max_tokens", "seed", "length", "draft", "tint", "language", "theme"];
 let messages = [];
+let branches = [messages]; // every edit and every new reply begins one; what was there before stays
 let running = null; // the AbortController of the reply under way
+const TAGS = new Set(("p em strong s code pre ul ol li blockquote table thead tbody tr th td hr br " +
+  "h1 h2 h3 h4 h5 h6 a span").split(" "));
 
 function words() { return WORDS[$("language").value] || WORDS.en; }
 
@@ -33,16 +36,115 @@ function restore() {
   }
 }
 
-function addTurn(kind, text) {
+// A tree from /render, built element by element; anything that is not on the list is left out.
+function build(nodes, parent) {
+  for (const node of nodes) {
+    if (typeof node === "string") { parent.append(node); continue; }
+    if (!TAGS.has(node.tag)) continue;
+    const element = document.createElement(node.tag);
+    if (node.tag === "a" && /^(https?:\/\/|mailto:)/i.test(node.href)) {
+      element.href = node.href;
+      element.rel = "noopener noreferrer";
+      element.target = "_blank";
+    }
+    if (/^[ckmsf]$/.test(node.kind || "")) element.className = `code-${node.kind}`;
+    build(node.children, element);
+    parent.append(element);
+  }
+}
+
+async function render(turn, text) {
+  try {
+    const response = await fetch("/render", { method: "POST", headers: headers(), body: JSON.stringify({ text }) });
+    if (!response.ok) return;
+    const box = document.createElement("div");
+    build((await response.json()).nodes, box);
+    turn.querySelector(".marked").replaceChildren(...box.childNodes);
+    turn.classList.add("rendered");
+  } catch { /* the plain text stays */ }
+}
+
+function addPieces(turn, pieces) {
+  for (const piece of pieces) {
+    const span = document.createElement("span");
+    if (piece.from_draft) span.className = "drafted";
+    span.textContent = piece.text;
+    turn.querySelector(".plain").append(span);
+  }
+}
+
+function addTurn(kind, text, message) {
   const turn = document.createElement("div");
   turn.className = `turn ${kind}`;
-  turn.textContent = text;
+  if (kind === "assistant") {
+    for (const name of ["plain", "marked"]) {
+      const box = document.createElement("div");
+      box.className = name;
+      turn.append(box);
+    }
+  } else turn.textContent = text;
   $("log").append(turn);
+  if (kind === "user") {
+    const edit = document.createElement("button");
+    edit.type = "button";
+    edit.className = "edit";
+    edit.textContent = words().edit;
+    edit.addEventListener("click", () => editTurn(message));
+    $("log").append(edit);
+  }
   $("log").scrollTop = $("log").scrollHeight;
   return turn;
 }
 
+function editTurn(message) {
+  if (running) return;
+  const place = messages.indexOf(message);
+  if (place < 0) return;
+  $("input").value = message.content;
+  branch(messages.slice(0, place));
+  showMessages();
+  $("input").focus();
+}
+
+function branch(begin) {
+  messages = begin;
+  branches.push(messages);
+}
+
+function showMessages() {
+  $("log").replaceChildren();
+  for (const message of messages) {
+    const turn = addTurn(message.role, message.content, message);
+    if (message.role !== "assistant") continue;
+    addPieces(turn, message.pieces);
+    render(turn, message.content);
+  }
+  buttons();
+}
+
+function turnTo(step) {
+  if (running) return;
+  const kept = branches.filter((one) => one.length > 0 || one === messages);
+  messages = kept[(kept.indexOf(messages) + step + kept.length) % kept.length];
+  branches = kept.filter((one) => one.length > 0 || one === messages);
+  showMessages();
+}
+
+// How many draft tokens each of the last rounds accepted, as bars; the numbers are in the status line.
+function draw(rounds) {
+  const bars = rounds.slice(-40).map((accepted) => {
+    const bar = document.createElement("span");
+    bar.style.height = `${Math.min(100, 8 + accepted * 11)}%`;
+    return bar;
+  });
+  $("rounds").replaceChildren(...bars);
+  $("rounds").setAttribute("aria-label", `${words().rounds}: ${rounds.slice(-40).join(", ")}`);
+}
+
 function buttons() {
+  $("branches").hidden = branches.filter((one) => one.length > 0).length < 2;
+  $("branch").textContent = `${branches.indexOf(messages) + 1}/${branches.length}`;
+  for (const id of ["earlier", "later"]) $(id).disabled = running !== null;
   $("send").disabled = running !== null;
   $("stop").disabled = running === null;
   $("again").disabled = running !== null || !messages.some((message) => message.role === "assistant");
@@ -51,7 +153,7 @@ function buttons() {
 function body() {
   const system = $("system").value.trim();
   const value = {
-    messages: system ? [{ role: "system", content: system }, ...messages] : messages,
+    messages: [...(system ? [{ role: "system", content: system }] : []), ...messages.map(({ role, content }) => ({ role, content }))],
     stream: true, return_pieces: true, draft: $("draft").checked,
   };
   for (const [id, field] of [["temperature"], ["top_p"], ["max_tokens"], ["seed"], ["length", "num_draft_tokens"]])
@@ -93,7 +195,8 @@ async function reply() {
   buttons();
   $("status").textContent = "";
   const turn = addTurn("assistant", "");
-  let text = "";
+  const pieces = [], rounds = [];
+  let text = "", accepted = 0, rendered = performance.now();
   try {
     const response = await fetch("/v1/chat/completions",
       { method: "POST", headers: headers(), body: JSON.stringify(body()), signal: running.signal });
@@ -101,12 +204,19 @@ async function reply() {
     for await (const chunk of chunks(response)) {
       if (chunk.error) throw new Error(chunk.error.message);
       const atEnd = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
-      for (const piece of chunk.choices[0].pieces || []) {
-        const span = document.createElement("span");
-        if (piece.from_draft) span.className = "drafted";
-        span.textContent = piece.text;
-        turn.append(span);
-        text += piece.text;
+      const news = chunk.choices[0].pieces || [];
+      addPieces(turn, news);
+      pieces.push(...news);
+      text += news.map((piece) => piece.text).join("");
+      if (text && performance.now() - rendered > 400) {
+        rendered = performance.now();
+        render(turn, text);
+      }
+      const speculation = chunk.metrics && chunk.metrics.speculative_decoding;
+      if (speculation) {
+        rounds.push(speculation.num_accepted_draft_tokens - accepted);
+        accepted = speculation.num_accepted_draft_tokens;
+        draw(rounds);
       }
       tell(chunk);
       if (atEnd) $("log").scrollTop = $("log").scrollHeight;
@@ -114,7 +224,10 @@ async function reply() {
   } catch (error) {
     if (error.name !== "AbortError") addTurn("problem", error instanceof TypeError ? words().failed : error.message);
   }
-  if (text) messages.push({ role: "assistant", content: text }); else turn.remove();
+  if (text) {
+    messages.push({ role: "assistant", content: text, pieces });
+    await render(turn, text);
+  } else turn.remove();
   running = null;
   buttons();
   $("input").focus();
@@ -123,19 +236,18 @@ async function reply() {
 function send() {
   const text = $("input").value.trim();
   if (!text || running) return;
-  messages.push({ role: "user", content: text });
-  addTurn("user", text);
+  const message = { role: "user", content: text };
+  messages.push(message);
+  addTurn("user", text, message);
   $("input").value = "";
   reply();
 }
 
 function again() {
   if (running) return;
-  while (messages.length && messages.at(-1).role === "assistant") messages.pop();
-  for (const turn of [...$("log").children].reverse()) {
-    if (turn.classList.contains("user")) break;
-    turn.remove();
-  }
+  const end = messages.findLastIndex((message) => message.role === "user") + 1;
+  branch(messages.slice(0, end));
+  showMessages();
   reply();
 }
 
@@ -149,10 +261,14 @@ $("again").addEventListener("click", again);
 $("new").addEventListener("click", () => {
   if (running) running.abort();
   messages = [];
+  branches = [messages];
   $("log").replaceChildren();
+  draw([]);
   $("status").textContent = "";
   buttons();
 });
+$("earlier").addEventListener("click", () => turnTo(-1));
+$("later").addEventListener("click", () => turnTo(1));
 $("dismiss").addEventListener("click", () => { $("notice").hidden = true; $("input").focus(); });
 $("input").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
