@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -243,6 +243,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(keys, values, min_size=1, max_size=4))
 def test_yaml_is_read_back(document: dict[str, Any]) -> None:
     assert yaml.safe_load(yaml_text(document, "a heading\n\nof three lines")) == document

@@ -32,18 +32,18 @@ def encode_q4_k(values: Floats) -> Bytes:
     d = as_stored(_largest(free_scale) / TOP)
     m = as_stored(_largest(free_minimum) / TOP)
     scale, minimum = levels(free_scale, _each(d), 0, 63), levels(free_minimum, _each(m), 0, 63)
-    best = (d, m, scale, minimum)
     best_error = np.full_like(d, np.inf)
     for _ in range(ROUNDS):
+        best_d, best_m, best_scale, best_minimum = d, m, scale, minimum
         scale, minimum = _best_neighbours(groups, d, m, scale, minimum)
-        for candidate in ((d, m), _refit(groups, d, m, scale, minimum)):
-            error = _of_blocks(_error(groups, *map(_each, candidate), scale, minimum))
+        for new_d, new_m in ((d, m), _refit(groups, d, m, scale, minimum)):
+            error = _of_blocks(_error(groups, _each(new_d), _each(new_m), scale, minimum))
             better = error < best_error
-            found = (*candidate, scale, minimum)
-            wide = (better, better, _each(better), _each(better))
-            best = tuple(np.where(w, new, old) for w, new, old in zip(wide, found, best, strict=True))
+            each = np.repeat(better, GROUPS, axis=0)
+            best_d, best_m = np.where(better, new_d, best_d), np.where(better, new_m, best_m)
+            best_scale, best_minimum = np.where(each, scale, best_scale), np.where(each, minimum, best_minimum)
             best_error = np.where(better, error, best_error)
-        d, m, scale, minimum = best
+        d, m, scale, minimum = best_d, best_m, best_scale, best_minimum
     quants = _levels_of(groups, _each(d), _each(m), scale, minimum)
     pairs = pack_halves(quants.reshape(-1, 64)).reshape(-1, 128)
     return np.concatenate([half_bytes(d), half_bytes(m), _pack_six_bits(scale, minimum), pairs], axis=1)
