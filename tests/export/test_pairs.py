@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.checkpoint.gguf_reader import read_gguf
+from draftsmith.checkpoint.gguf_writer import write_gguf_model
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
 from draftsmith.cli import main
 from draftsmith.errors import TokenizerError, UsageError
@@ -196,6 +197,18 @@ def test_a_pruned_draft_writes_its_tokens_only(models: Path) -> None:
         assert "4 of 260 tokens only" in source.notes[0]
     states = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
     assert set((states @ head.T).argmax(axis=1)) <= set(kept)
+
+
+def test_a_packed_draft_is_refused(tmp_path: Path) -> None:
+    """It holds some rows of the target's vocabulary and no tokenizer; only draftsmith runs it."""
+    config = small_config()
+    packed = {"draftsmith.draft.token_ids": [0], "draftsmith.draft.rows": [0], "draftsmith.draft.fingerprint": "0"}
+    write_gguf_model(tmp_path / "packed.gguf", config, random_tensors(config), packed)
+    with (
+        pytest.raises(UsageError, match="export the folder that it was packed from"),
+        opened(str(tmp_path / "packed.gguf")),
+    ):
+        pass
 
 
 def test_vocabularies_may_shrink_to_their_tokens_only(models: Path) -> None:
