@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,137 +13,28 @@ from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine.batch import Engine
-from draftsmith.engine.drafting import BatchCosts
 from draftsmith.engine.handle import Handle, RequestOptions
-from draftsmith.engine.limits import EngineLimits, share_reading
 from draftsmith.errors import CheckpointError, OutOfMemory, PromptTooLong, QueueFull, UsageError
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.speculate import (
-    CostModel,
-    Drafter,
-    DraftSession,
-    MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
     Round,
     SpeculationCounter,
-    SuffixDrafter,
-    WantsMore,
-    generate,
 )
-from draftsmith.types import Draft, Request, SamplingParams, Verdict, VerificationRule
-from tests.support.fakes import EOS, VOCAB_SIZE, FakeModel
+from draftsmith.types import Request, SamplingParams
+from tests.support.batches import (
+    GREEDY,
+    SEEDED,
+    alone,
+    drafters,
+    engine_of,
+    outcome,
+    prompt,
+    run,
+)
+from tests.support.fakes import VOCAB_SIZE, FakeModel
 from tests.support.shared_fakes import SharedFakeModel
-
-LETTERS = b"abcdefgh \n"
-GREEDY = SamplingParams(greedy=True, max_new_tokens=40)
-SEEDED = SamplingParams(
-    seed=7,
-    max_new_tokens=40,
-    temperature=0.9,
-    top_k=9,
-    top_p=0.95,
-    min_p=0.01,
-    repetition_penalty=1.2,
-    presence_penalty=0.3,
-    frequency_penalty=0.2,
-    logit_bias={97: 1.5},
-    logprobs=2,
-)
-COSTS = CostModel(0.2)
-Outcome = tuple[list[int], str | None, list[object]]
-
-
-class RandomDrafter:
-    """Drafts anything, as long as it is wanted."""
-
-    name = "random"
-
-    def start(self, request: Request, rule: VerificationRule) -> DraftSession:
-        del rule
-        return RandomSession(len(request.prompt_ids))
-
-
-class RandomSession:
-    def __init__(self, seed: int) -> None:
-        self._dice = random.Random(seed)  # noqa: S311 (drafts at random)
-        self._open = False
-
-    def restart(self, request: Request) -> None:
-        del request
-        self._open = False
-
-    def read(self, token_ids: Sequence[int]) -> None:
-        del token_ids
-
-    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
-        del token_ids
-        assert not self._open, "a draft was never answered"
-        drawn: list[int] = []
-        while len(drawn) < max_tokens and wants_more([0.5] * len(drawn), None):
-            drawn.append(self._dice.choice(LETTERS))
-        self._open = bool(drawn)
-        return Draft(tuple(drawn), None, (0.5,) * len(drawn))
-
-    def commit(self, verdict: Verdict) -> None:
-        del verdict
-        self._open = False
-
-
-def drafters(**options: int) -> dict[str, Drafter | None]:
-    models = {
-        "itself": SharedFakeModel(**options),
-        "stranger": SharedFakeModel(9),
-        "short": SharedFakeModel(max_context=70),
-    }
-    of_models = {name: ModelDrafter(models[name], target_vocab_size=VOCAB_SIZE, name=name) for name in models}
-    return {
-        "none": None,
-        "lookup": PromptLookupDrafter(3, 1),
-        "suffix": SuffixDrafter(2, remember=500),
-        "random": RandomDrafter(),
-        "mixed": MixedDrafter(PromptLookupDrafter(3, 1), of_models["itself"]),
-        "random mixed": MixedDrafter(RandomDrafter(), of_models["stranger"]),
-        **of_models,
-    }
-
-
-def alone(model: Model, request: Request, capacity: int | None = None) -> Outcome:
-    """The reference loop, plain."""
-    return outcome(list(generate(model, model.new_cache(capacity), request, eos_ids=(EOS,))))
-
-
-def outcome(rounds: Sequence[Round]) -> Outcome:
-    return (
-        [token_id for written in rounds for token_id in written.token_ids],
-        rounds[-1].finish_reason if rounds else None,
-        [logprobs for written in rounds for logprobs in written.logprobs],
-    )
-
-
-def prompt(text: str) -> tuple[int, ...]:
-    return tuple(text.encode())
-
-
-def engine_of(model: Model, drafter: Drafter | None = None, k: int | None = None, **limits: int) -> Engine:
-    draft_model = getattr(drafter, "_model", None)
-    return Engine(
-        model,
-        eos_ids=(EOS,),
-        drafter=drafter,
-        draft_model=draft_model,
-        costs=lambda: COSTS,
-        num_draft_tokens=k,
-        limits=EngineLimits(**limits),
-    )
-
-
-def run(engine: Engine, *handles: Handle, at_most: int = 5000) -> None:
-    for _ in range(at_most):
-        if all(handle.finished for handle in handles):
-            return
-        engine.step()
-    pytest.fail(f"not finished after {at_most} steps")
 
 
 @dataclasses.dataclass
@@ -529,65 +419,6 @@ def test_a_draft_model_reads_a_long_text_in_parts() -> None:
     assert max(map(sum, draft_model.batches)) <= 101
     assert handle.speculation is not None
     assert handle.speculation.num_accepted_tokens > 20
-
-
-def test_the_length_is_chosen_once_costs_are_known() -> None:
-    calls: list[int] = []
-
-    def measure() -> CostModel:
-        calls.append(1)
-        return COSTS
-
-    drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
-    engine = Engine(SharedFakeModel(), drafter=drafter, costs=measure)
-    handles = [engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in ("abc", "de")]
-    engine.step()
-    assert calls == []  # the first token is not kept waiting for a measurement
-    run(engine, *handles)
-    assert calls == [1]
-    assert all(h.speculation and h.speculation.num_accepted_tokens > 10 for h in handles)
-    with pytest.raises(UsageError, match="needs num_draft_tokens, or costs"):
-        Engine(SharedFakeModel(), drafter=drafter)
-
-
-def test_the_first_draft_of_a_batch_already_sees_what_a_batch_costs() -> None:
-    """Alone, checking a second token is cheap here; for four texts at once it costs more than it can gain."""
-    costs = CostModel(0.1, (1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0))
-
-    def drafts_of(size: int) -> int:
-        drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
-        engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: costs)
-        handles = [engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(size)]
-        run(engine, *handles)
-        return sum(handle.speculation.num_drafts for handle in handles if handle.speculation is not None)
-
-    assert drafts_of(1) > 5
-    assert drafts_of(4) == 0
-
-
-@given(writing=st.integers(1, 20), drafting=st.integers(1, 20), reading=st.integers(0, 64), tokens=st.integers(1, 9))
-def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int) -> None:
-    """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m."""
-    drafting = min(drafting, writing)
-    measured = BatchCosts(COSTS)
-    assert measured.draft_step == COSTS.draft_step
-    assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
-    linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
-    linear.set(writing=writing, drafting=drafting, reading=reading)
-    assert linear.verify_cost(tokens) == pytest.approx(tokens)
-    assert linear.draft_step == pytest.approx(0.5)
-    free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
-    free.set(writing=writing, drafting=drafting, reading=reading)
-    assert free.verify_cost(tokens) == pytest.approx(1.0)
-
-
-@given(st.lists(st.integers(1, 1000), max_size=8), st.integers(1, 300))
-def test_reading_is_shared_fully_and_the_first_gets_half(unread: list[int], tokens: int) -> None:
-    shares = share_reading(unread, tokens)
-    assert all(0 <= share <= left for share, left in zip(shares, unread, strict=True))
-    assert sum(shares) == min(tokens, sum(unread))
-    if unread:
-        assert shares[0] >= min(unread[0], tokens / 2)
 
 
 def test_requests_that_cannot_be_served() -> None:

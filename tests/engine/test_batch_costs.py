@@ -1,0 +1,85 @@
+"""What a draft costs in a batch, and how reading is shared out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine.batch import Engine
+from draftsmith.engine.drafting import BatchCosts
+from draftsmith.engine.limits import share_reading
+from draftsmith.errors import UsageError
+from draftsmith.speculate import CostModel, ModelDrafter
+from draftsmith.types import Request
+from tests.support.batches import (
+    COSTS,
+    GREEDY,
+    prompt,
+    run,
+)
+from tests.support.fakes import VOCAB_SIZE
+from tests.support.shared_fakes import SharedFakeModel
+
+
+def test_the_length_is_chosen_once_costs_are_known() -> None:
+    calls: list[int] = []
+
+    def measure() -> CostModel:
+        calls.append(1)
+        return COSTS
+
+    drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=measure)
+    handles = [engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in ("abc", "de")]
+    engine.step()
+    assert calls == []  # the first token is not kept waiting for a measurement
+    run(engine, *handles)
+    assert calls == [1]
+    assert all(h.speculation and h.speculation.num_accepted_tokens > 10 for h in handles)
+    with pytest.raises(UsageError, match="needs num_draft_tokens, or costs"):
+        Engine(SharedFakeModel(), drafter=drafter)
+
+
+def test_the_first_draft_of_a_batch_already_sees_what_a_batch_costs() -> None:
+    """Alone, checking a second token is cheap here; for four texts at once it costs more than it can gain."""
+    costs = CostModel(0.1, (1.0, 1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+
+    def drafts_of(size: int) -> int:
+        drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
+        engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: costs)
+        handles = [engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(size)]
+        run(engine, *handles)
+        return sum(handle.speculation.num_drafts for handle in handles if handle.speculation is not None)
+
+    assert drafts_of(1) > 5
+    assert drafts_of(4) == 0
+
+
+@given(writing=st.integers(1, 20), drafting=st.integers(1, 20), reading=st.integers(0, 64), tokens=st.integers(1, 9))
+def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int) -> None:
+    """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m."""
+    drafting = min(drafting, writing)
+    measured = BatchCosts(COSTS)
+    assert measured.draft_step == COSTS.draft_step
+    assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
+    linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
+    linear.set(writing=writing, drafting=drafting, reading=reading)
+    assert linear.verify_cost(tokens) == pytest.approx(tokens)
+    assert linear.draft_step == pytest.approx(0.5)
+    free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
+    free.set(writing=writing, drafting=drafting, reading=reading)
+    assert free.verify_cost(tokens) == pytest.approx(1.0)
+
+
+@given(st.lists(st.integers(1, 1000), max_size=8), st.integers(1, 300))
+def test_reading_is_shared_fully_and_the_first_gets_half(unread: list[int], tokens: int) -> None:
+    shares = share_reading(unread, tokens)
+    assert all(0 <= share <= left for share, left in zip(shares, unread, strict=True))
+    assert sum(shares) == min(tokens, sum(unread))
+    if unread:
+        assert shares[0] >= min(unread[0], tokens / 2)
