@@ -9,30 +9,32 @@ namespace {
 
 constexpr int kChains = 12;  // sums that do not wait for one another: latency times width, and they fit the registers
 
+// One turn of kChains operations. Spelled out, so that no compiler keeps the sums in memory.
+template <class T, class Step> inline void turn(T (&s)[kChains], Step step) {
+    step(s[0], 0), step(s[1], 1), step(s[2], 2), step(s[3], 3), step(s[4], 4), step(s[5], 5);
+    step(s[6], 6), step(s[7], 7), step(s[8], 8), step(s[9], 9), step(s[10], 10), step(s[11], 11);
+}
+
 // 8-bit products by `rounds` turns of kChains instructions of 64; the sums go to out[kChains * 16].
 template <class S> void peak_int8(size_t rounds, const int8_t* x, float* out) {
     typename S::I sums[kChains];
-    for (auto& sum : sums) sum = S::zero();
+    turn(sums, [](typename S::I& sum, int) { sum = S::zero(); });
     const auto codes = S::splat_byte(3);
     for (size_t i = 0; i < rounds; ++i) {
-        asm volatile("" ::: "memory");
-#pragma GCC unroll 12
-        for (int c = 0; c < kChains; ++c) sums[c] = S::dot(sums[c], codes, x + 4 * c);
+        turn(sums, [&](typename S::I& sum, int c) { sum = S::dot(sum, codes, x + 4 * c); });
     }
-    for (int c = 0; c < kChains; ++c) S::store(out + 16 * c, S::to_float(sums[c]));
+    turn(sums, [&](typename S::I& sum, int c) { S::store(out + 16 * c, S::to_float(sum)); });
 }
 
 // Fused multiply-adds of 16 floats.
 template <class S> void peak_float(size_t rounds, const float* x, float* out) {
     typename S::F sums[kChains];
-    for (auto& sum : sums) sum = S::splat(0.0f);
+    turn(sums, [](typename S::F& sum, int) { sum = S::splat(0.0f); });
     const auto one = S::load(x);
     for (size_t i = 0; i < rounds; ++i) {
-        asm volatile("" ::: "memory");
-#pragma GCC unroll 12
-        for (int c = 0; c < kChains; ++c) sums[c] = S::fma(one, S::splat(x[c]), sums[c]);
+        turn(sums, [&](typename S::F& sum, int c) { sum = S::fma(one, S::splat(x[c]), sum); });
     }
-    for (int c = 0; c < kChains; ++c) S::store(out + 16 * c, sums[c]);
+    turn(sums, [&](typename S::F& sum, int c) { S::store(out + 16 * c, sum); });
 }
 
 // Reads every cache line of some memory once; returns something that depends on all of them.
