@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,6 +16,7 @@ from draftsmith.errors import UsageError
 if TYPE_CHECKING:
     from draftsmith.engine import LLM
     from draftsmith.measure.needles import NeedleTask
+    from draftsmith.measure.prompts import PromptItem
     from draftsmith.measure.ruler import RulerTask
 
 __all__ = ["eval_"]
@@ -58,49 +60,80 @@ def eval_(
     """
     result.check()
     chosen = _chosen(tasks, text)
-    lengths_, depths_, heats = (
-        _integers("--lengths", lengths),
-        _floats("--depths", depths),
-        _floats("--temperatures", temperatures),
+    asked = _Asked(
+        text=_read(text) if text is not None else "",
+        context=context,
+        windows=windows,
+        lengths=_integers("--lengths", lengths),
+        depths=_floats("--depths", depths),
+        trials=trials,
+        system=system,
+        temperatures=_floats("--temperatures", temperatures),
+        seed=seed,
+        items=measure.items() if ASKS_PROMPTS.intersection(chosen) else (),
+        max_new_tokens=measure.max_new_tokens,
     )
-    words = _read(text) if text is not None else None
-    items = measure.items() if ASKS_PROMPTS.intersection(chosen) else ()
     with ProgressBars(quiet=result.quiet) as progress:
         from draftsmith.engine import LLM
 
         llm = LLM(progress=progress, **model.for_llm())
-    from draftsmith.measure.acceptance import measure_acceptance
-    from draftsmith.measure.adherence import measure_adherence
-    from draftsmith.measure.eval_output import acceptance_json, adherence_json, eval_text, grid_json, ruler_json
-    from draftsmith.measure.needles import measure_needles
-    from draftsmith.measure.ruler import measure_ruler
-    from draftsmith.types import SamplingParams
+    from draftsmith.measure.eval_output import eval_text
 
-    found: dict[str, Any] = {}
     ticker = Ticker(result.quiet)
     try:
-        for task in chosen:
-            if task == "perplexity":
-                found[task] = _perplexity(llm, words or "", context, windows, ticker)
-            elif task == "acceptance":
-                params = SamplingParams(max_new_tokens=measure.max_new_tokens, seed=seed)
-                found[task] = acceptance_json(measure_acceptance(llm, items, heats, params, ticker))
-            elif task == "format":
-                params = SamplingParams(greedy=True, max_new_tokens=measure.max_new_tokens)
-                found[task] = adherence_json(measure_adherence(llm, items, params, system=system, report=ticker))
-            elif task in ("variables", "words"):
-                ruler = cast("RulerTask", task)
-                found[task] = ruler_json(measure_ruler(llm, ruler, lengths_, trials=trials, seed=seed, report=ticker))
-            else:
-                cells = measure_needles(
-                    llm, cast("NeedleTask", task), lengths_, depths_, trials=trials, seed=seed, report=ticker
-                )
-                found[task] = grid_json(cells)
+        found = {task: _measured(task, llm, asked, ticker) for task in chosen}
     finally:
         ticker.close()
     options = {"seed": seed, "text": text, "max_new_tokens": measure.max_new_tokens}
     value = {"tasks": found, "provenance": origin_of(model, measure.path, options)}
     result.give(value, eval_text(value))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the options ask of the tasks."""
+
+    text: str
+    context: int
+    windows: int
+    lengths: list[int]
+    depths: list[float]
+    trials: int
+    system: str | None
+    temperatures: list[float]
+    seed: int
+    items: tuple[PromptItem, ...]
+    max_new_tokens: int
+
+
+def _measured(task: str, llm: LLM, asked: _Asked, ticker: Ticker) -> Any:
+    """One task's result, as it stands in the JSON object."""
+    from draftsmith.measure import eval_output
+    from draftsmith.types import SamplingParams
+
+    if task == "perplexity":
+        return _perplexity(llm, asked, ticker)
+    if task == "acceptance":
+        from draftsmith.measure.acceptance import measure_acceptance
+
+        params = SamplingParams(max_new_tokens=asked.max_new_tokens, seed=asked.seed)
+        return eval_output.acceptance_json(measure_acceptance(llm, asked.items, asked.temperatures, params, ticker))
+    if task == "format":
+        from draftsmith.measure.adherence import measure_adherence
+
+        params = SamplingParams(greedy=True, max_new_tokens=asked.max_new_tokens)
+        found = measure_adherence(llm, asked.items, params, system=asked.system, report=ticker)
+        return eval_output.adherence_json(found)
+    cells = {"trials": asked.trials, "seed": asked.seed}
+    if task in ("variables", "words"):
+        from draftsmith.measure.ruler import measure_ruler
+
+        ruler = cast("RulerTask", task)
+        return eval_output.ruler_json(measure_ruler(llm, ruler, asked.lengths, report=ticker, **cells))
+    from draftsmith.measure.needles import measure_needles
+
+    needle = cast("NeedleTask", task)
+    return eval_output.grid_json(measure_needles(llm, needle, asked.lengths, asked.depths, report=ticker, **cells))
 
 
 def _chosen(tasks: list[str] | None, text: str | None) -> list[str]:
@@ -113,16 +146,16 @@ def _chosen(tasks: list[str] | None, text: str | None) -> list[str]:
     return chosen
 
 
-def _perplexity(llm: LLM, words: str, context: int, windows: int, ticker: Ticker) -> dict[str, Any]:
+def _perplexity(llm: LLM, asked: _Asked, ticker: Ticker) -> dict[str, Any]:
     from draftsmith.measure.eval_output import perplexity_json
     from draftsmith.measure.perplexity import measure_perplexity
 
     tokenizer = llm.tokenizer
-    ids = tokenizer.encode(words, add_bos=False)
+    ids = tokenizer.encode(asked.text, add_bos=False)
     bos = tokenizer.bos_id if tokenizer.add_bos else None
     model = llm.target.model
-    size = min(context, model.max_context)
-    return perplexity_json(measure_perplexity(model, ids, context=size, bos_id=bos, limit=windows, report=ticker))
+    size = min(asked.context, model.max_context)
+    return perplexity_json(measure_perplexity(model, ids, context=size, bos_id=bos, limit=asked.windows, report=ticker))
 
 
 def _read(text: str) -> str:
