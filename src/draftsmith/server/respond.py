@@ -59,6 +59,8 @@ class Answer:
             try:
                 await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             finally:
+                # First of all, since Python 3.11's wait_for may swallow a cancellation: then the work ends by itself.
+                self._generation.close()
                 work.cancel()
                 gone.cancel()
                 await asyncio.gather(work, gone, return_exceptions=True)
