@@ -26,6 +26,7 @@ from draftsmith.engine.sequence import SequenceStore
 from draftsmith.engine.stream import TextStream
 from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
+from draftsmith.model.protocol import Model
 from draftsmith.model.storage import CacheDtype, Dtype, Quantize
 from draftsmith.speculate import FixedLength, LengthPolicy, TracedDrafter, generate
 from draftsmith.text import PromptFormat, Tokenizer, choose_format
@@ -137,6 +138,11 @@ class LLM:
     def drafter_name(self) -> str:
         """The drafter in use; ``none`` without one."""
         return self._drafter.drafter.name if self._drafter is not None else "none"
+
+    @property
+    def draft_model(self) -> Model | None:
+        """The model behind the drafter, if there is one."""
+        return self._drafter.model if self._drafter is not None else None
 
     @property
     def drafter_note(self) -> str | None:

@@ -14,7 +14,7 @@ from draftsmith.model.protocol import Model
 from draftsmith.speculate import ModelDrafter, PrunedModel
 from draftsmith.text import Tokenizer
 
-__all__ = ["EMBEDDED", "embedded_draft", "pruned_drafter"]
+__all__ = ["EMBEDDED", "embedded_draft", "is_pruned", "pruned_drafter"]
 
 EMBEDDED = "embedded"
 _FOLDER = "drafts"  # of the package: a folder for each alias that a draft is shipped for
@@ -69,6 +69,12 @@ def pruned_drafter(
     pruned = PrunedModel(model, vocabulary)
     drafter = ModelDrafter(pruned, target_vocab_size=target.vocab_size, name=str(reference))
     return drafter, pruned, checkpoint.fingerprint
+
+
+def is_pruned(reference: str | Path) -> bool:
+    """Whether a reference is ``embedded``, or a file with a pruned vocabulary: models that can do nothing but draft."""
+    path = None if reference == EMBEDDED else _local_file(reference)
+    return reference == EMBEDDED or (path is not None and _vocabulary_of(path) is not None)
 
 
 def _vocabulary_of(path: Path) -> DraftVocabulary | None:

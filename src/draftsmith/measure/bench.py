@@ -177,7 +177,8 @@ def run_bench(
     context = int(median(result.context for result in results))
     text = [*sample.prompt_ids, *sample.plain.token_ids] * (1 + context // len(sample.prompt_ids))
     report(total, total, "timing steps")
-    costs = measure_costs(pair.target.model, pair.draft.model if pair.draft else None, text[: max(1, context)])
+    draft_model = pair.draft.model if pair.draft else pair.speculative.draft_model
+    costs = measure_costs(pair.target.model, draft_model, text[: max(1, context)])
     skipped = tuple(item.id for item in items if item not in measured)
     return BenchResult(results, costs, skipped, _rounds(sample)[:24])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from draftsmith.engine import LLM, DraftChoice, EngineOptions, LoadedModel, Progress
 from draftsmith.engine.options import no_progress
+from draftsmith.engine.pruned import is_pruned
 from draftsmith.errors import UsageError
 from draftsmith.measure.recording import RecordingModel
 from draftsmith.model.protocol import Model, TokenRun
@@ -77,7 +78,8 @@ def load_pair(
     shared = replace(loaded, model=recorded)
     plain = LLM(shared, "none", progress=progress, **common)
     draft_model: RecordingModel | None = None
-    if isinstance(draft, str | Path) and str(draft) not in NOT_MODELS and not str(draft).endswith(MIXES):
+    drafts_only = isinstance(draft, str | Path) and (str(draft) in NOT_MODELS or is_pruned(draft))
+    if isinstance(draft, str | Path) and not drafts_only and not str(draft).endswith(MIXES):
         draft = LLM(draft, "none", progress=progress, **_of_draft(common)).target
     if isinstance(draft, LoadedModel):
         _touch(draft.model)
