@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from draftsmith.cli.config_file import read_config
 from draftsmith.cli.options import ModelOptions
 from draftsmith.cli.progress import ProgressBars
+
+if TYPE_CHECKING:
+    from draftsmith.server.options import ServerOptions
 
 __all__ = ["serve"]
 
@@ -81,22 +84,8 @@ def serve(
 
     The first line of the output says where. SIGTERM and Ctrl-C let open requests finish; a second one does not wait.
     """
-    from draftsmith.server.options import ADMIN_KEY_VARIABLE, ServerOptions, read_keys
-
     del config  # what it says is in the other options
-    admin_file = Path(network.admin_key_file) if network.admin_key_file is not None else None
-    options = ServerOptions(
-        host=network.host,
-        port=network.port,
-        api_keys=read_keys(Path(network.api_key_file) if network.api_key_file is not None else None),
-        admin_keys=read_keys(admin_file, variable=ADMIN_KEY_VARIABLE),
-        open_network=network.open_network,
-        allow_hosts=tuple(network.allow_host),
-        allow_origins=tuple(network.allow_origin),
-        drain_s=drain_s,
-        pace_s=network.stream_interval / 1000,
-        moderate=network.moderate,
-    )
+    options = _server_options(network, drain_s)
     with ProgressBars(quiet=quiet) as progress:
         from draftsmith.engine import EngineLimits, EngineOptions
         from draftsmith.server.run import listen, load
@@ -120,3 +109,22 @@ def serve(
         sys.stdout.flush()
 
     run(loaded, options, listener, ready=tell, access_log=access_log)
+
+
+def _server_options(network: NetworkOptions, drain_s: float) -> ServerOptions:
+    """Who may call, and where; keys come from files and the environment."""
+    from draftsmith.server.options import ADMIN_KEY_VARIABLE, ServerOptions, read_keys
+
+    admin_file = Path(network.admin_key_file) if network.admin_key_file is not None else None
+    return ServerOptions(
+        host=network.host,
+        port=network.port,
+        api_keys=read_keys(Path(network.api_key_file) if network.api_key_file is not None else None),
+        admin_keys=read_keys(admin_file, variable=ADMIN_KEY_VARIABLE),
+        open_network=network.open_network,
+        allow_hosts=tuple(network.allow_host),
+        allow_origins=tuple(network.allow_origin),
+        drain_s=drain_s,
+        pace_s=network.stream_interval / 1000,
+        moderate=network.moderate,
+    )
