@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from tests.support.batches import Outcome, alone, drafters, engine_of, outcome, 
 from tests.support.fakes import VOCAB_SIZE, byte_tokenizer
 from tests.support.shared_fakes import SharedFakeModel
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "top_k": {"top_k": 5},
     "top_p": {"top_p": 0.8},

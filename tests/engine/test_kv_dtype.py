@@ -20,7 +20,7 @@ def test_eight_bit_keys_and_values_take_less_and_speculation_stays_exact(
     folder = tiny_folder(tmp_path / "model")
     sizes = {}
     for kind in ("float32", "int8"):
-        llm = LLM(folder, "none", kv_dtype=kind, threads=1)  # type: ignore[arg-type]
+        llm = LLM(folder, "none", kv_dtype=kind, threads=1)
         assert isinstance(llm.target.model, NativeModel)
         sizes[kind] = llm.target.model.cache_bytes(64)
     assert sizes["int8"] < sizes["float32"] / 2

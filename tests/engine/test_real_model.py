@@ -45,7 +45,10 @@ def plain() -> LLM:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "all options"])
-@pytest.mark.parametrize(("draft", "k"), [("lookup", "auto"), ("lookup", 1), ("lookup", 16), ("itself", 5), ("embedded", 4), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("draft", "k"),
+    [("lookup", "auto"), ("lookup", 1), ("lookup", 16), ("itself", 5), ("embedded", 4), ("auto", "auto")],
+)
 def test_tokens_are_those_of_plain_decoding(plain: LLM, draft: str, k: int, sampling: SamplingParams) -> None:
     choice: DraftChoice = plain.target if draft == "itself" else draft
     speculative = LLM(plain.target, choice, num_draft_tokens=k)
