@@ -76,9 +76,9 @@ class LLM:
         ``"torch"`` or ``"auto"``, which takes torch for what native does not run and where there is a GPU for a Hugging
         Face folder. ``device``: for torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
         ``draft_backend`` and ``draft_device``: those of the draft model, where it is not to run as the target does.
-        ``exact``: on torch, make the text that a drafter helps with identical to the one without, at the price of wider steps (native always is). ``quantize``:
-        None, ``"4bit"`` or ``"8bit"``. ``kv_dtype``: of keys and values, ``"float16"`` (``"float32"`` for float32
-        models), or ``"int8"``, which takes about half the memory; native only.
+        ``exact``: on torch, make the text that a drafter helps with identical to the one without, at the price of wider
+        steps (native always is). ``quantize``: None, ``"4bit"`` or ``"8bit"``. ``kv_dtype``: of keys and values,
+        ``"float16"`` (``"float32"`` for float32 models), or ``"int8"``, which takes about half the memory; native only.
         ``num_draft_tokens``: how many to draft a round. ``rule``: how sampled drafts are verified; ``"coupled"`` gives
         the same text as no drafter.
 
