@@ -188,7 +188,7 @@ WRONG = [
     ),
     (("generate", "hi", "--logit-bias", "5"), 2, "--logit-bias is '5'; write it as ID:X, for example 42:-1.5"),
     (("generate", "hi", "--color", "red"), 2, "--color is 'red'; it must be one of auto, always, never"),
-    (("generate", "hi", "--backend", "torch"), 2, "backend is 'torch'; it must be native"),
+    (("generate", "hi", "--backend", "gpu"), 2, "backend is 'gpu'; it must be auto or native or torch"),
     (("generate", "hi", "--quantize", "3bit"), 2, "quantize is '3bit'; it must be none or 4bit or 8bit"),
     (("generate", "hi", "--threads", "0"), 2, "threads is 0; it must be at least 1"),
     (("generate", ""), 2, "the prompt is empty; write something to answer"),

@@ -229,7 +229,7 @@ def test_logprobs_come_with_every_token() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"backend": "torch"}, "backend is 'torch'; it must be native"),
+        ({"backend": "gpu"}, "backend is 'gpu'; it must be auto or native or torch"),
         ({"dtype": "int3"}, "dtype is 'int3'; it must be auto or float32 or bfloat16 or float16"),
         ({"quantize": "2bit"}, "quantize is '2bit'; it must be none or 4bit or 8bit"),
         ({"rule": "guess"}, "rule is 'guess'; it must be coupled or rejection"),

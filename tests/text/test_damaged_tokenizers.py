@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from draftsmith.errors import TokenizerError
@@ -79,6 +79,7 @@ def test_no_bytes_break_the_constructors(data: bytes) -> None:
 
 
 @given(path=st.lists(st.integers(0, 7), min_size=1, max_size=4), value=json_values)
+@example(path=[0, 0, 0], value=[0])  # once an id that was a list
 def test_any_value_in_any_place_of_tokenizer_json(path: list[int], value: Any) -> None:
     root = json.loads(json.dumps(SMALL_JSON))
     place, parent, key = root, None, None

@@ -24,9 +24,10 @@ _FILE = "draft.gguf"
 def embedded_draft(target_name: str, model: Model, tokenizer: Tokenizer) -> Path | None:
     """The shipped draft for a target: made for the alias ``target_name``, or for a model with the same vocabulary."""
     for alias in ALIASES:
-        path = Path(str(resources.files("draftsmith"))) / _FOLDER / alias / _FILE
-        if not path.is_file():
+        found = resources.files("draftsmith").joinpath(_FOLDER, alias, _FILE)
+        if not found.is_file():
             continue
+        path = Path(str(found))  # of the file, not of the package: an editable install spreads that over two folders
         if target_name == alias:
             return path
         vocabulary = _vocabulary_of(path)

@@ -123,7 +123,7 @@ class HubSettings:
 def additions_of(entries: Any) -> Iterator[Addition]:
     """The entries of tokenizer.json's ``added_tokens`` that are well formed."""
     for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and _ids(entry.get("id")):
+        if isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and _ids([entry.get("id")]):
             flags = {flag: entry.get(flag) is True for flag in ("lstrip", "rstrip", "single_word")}
             yield Addition(AddedToken(entry["id"], entry["content"], **flags), entry.get("special") is True)
 
@@ -131,7 +131,7 @@ def additions_of(entries: Any) -> Iterator[Addition]:
 def _config_additions(config: Mapping[str, Any]) -> Iterator[Addition]:
     """Tokens that tokenizer_config.json or added_tokens.json add to the main file's."""
     for text, token_id in _mapping(config, "added_tokens").items():
-        if _ids(token_id):
+        if _ids([token_id]):
             yield Addition(AddedToken(token_id, str(text)), special=False)
     for key, entry in _mapping(_mapping(config, "tokenizer_config"), "added_tokens_decoder").items():
         if isinstance(entry, Mapping) and str(key).isdecimal():
