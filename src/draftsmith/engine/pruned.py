@@ -14,7 +14,7 @@ from draftsmith.model.protocol import Model
 from draftsmith.speculate import ModelDrafter, PrunedModel
 from draftsmith.text import Tokenizer
 
-__all__ = ["EMBEDDED", "embedded_draft", "is_pruned", "pruned_drafter"]
+__all__ = ["EMBEDDED", "embedded_draft", "is_pruned", "pruned_drafter", "shipped_drafts"]
 
 EMBEDDED = "embedded"
 _FOLDER = "drafts"  # of the package: a folder for each alias that a draft is shipped for
@@ -23,11 +23,7 @@ _FILE = "draft.gguf"
 
 def embedded_draft(target_name: str, model: Model, tokenizer: Tokenizer) -> Path | None:
     """The shipped draft for a target: made for the alias ``target_name``, or for a model with the same vocabulary."""
-    for alias in ALIASES:
-        found = resources.files("draftsmith").joinpath(_FOLDER, alias, _FILE)
-        if not found.is_file():
-            continue
-        path = Path(str(found))  # of the file, not of the package: an editable install spreads that over two folders
+    for alias, path in shipped_drafts().items():
         if target_name == alias:
             return path
         vocabulary = _vocabulary_of(path)
@@ -35,6 +31,13 @@ def embedded_draft(target_name: str, model: Model, tokenizer: Tokenizer) -> Path
         if vocabulary is not None and same_size and vocabulary.fingerprint == tokenizer.fingerprint():
             return path
     return None
+
+
+def shipped_drafts() -> dict[str, Path]:
+    """The files of the drafts in this package, by the alias of the target that each was made for."""
+    found = {alias: resources.files("draftsmith").joinpath(_FOLDER, alias, _FILE) for alias in ALIASES}
+    # The path is asked of the file, not of the package: an editable install spreads that over two folders.
+    return {alias: Path(str(file)) for alias, file in found.items() if file.is_file()}
 
 
 def pruned_drafter(
