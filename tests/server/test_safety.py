@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -109,6 +111,23 @@ def test_blocks_are_whole_whatever_is_in_them(size: int) -> None:
     assert block.startswith(b"x" * size)
     comment = block[size:]
     assert comment == b"" or (comment.startswith(b":") and comment.endswith(b"\n\n") and comment.count(b"\n") == 2)
+
+
+def test_a_stopped_pacer_ends_though_its_cancellation_is_swallowed() -> None:
+    asyncio.run(_stop_while_sending())
+
+
+async def _stop_while_sending() -> None:
+    async def send(_data: bytes) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+
+    pacer = Pacer(send, 0.001)
+    ticking = asyncio.ensure_future(pacer.run())
+    await asyncio.sleep(0.02)
+    pacer.stop()
+    ticking.cancel()
+    await asyncio.wait_for(asyncio.gather(ticking, return_exceptions=True), 5)
 
 
 def test_a_paced_stream_has_equal_packets_and_the_same_text() -> None:

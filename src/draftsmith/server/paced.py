@@ -23,19 +23,24 @@ class Pacer:
         self._send = send
         self._interval_s = interval_s
         self._waiting = bytearray()
+        self._stopped = False
 
     def put(self, data: bytes) -> None:
         """Whole events, for the next tick."""
         self._waiting += data
 
     async def run(self) -> None:
-        """Send on every tick, for ever. Raises what ``send`` raises."""
+        """Send on every tick until ``stop``. Raises what ``send`` raises."""
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while True:
+        while not self._stopped:
             due += self._interval_s
             await asyncio.sleep(due - loop.time())
             await self._send(self.take())
+
+    def stop(self) -> None:
+        """No more ticks. Cancelling ``run`` is not enough: Python 3.11's ``wait_for`` in ``send`` may swallow that."""
+        self._stopped = True
 
     def take(self) -> bytes:
         """All that waits, filled up; one block at least."""

@@ -113,6 +113,7 @@ class Answer:
                 writing.result()
                 await asyncio.sleep(self._pace_s)
         finally:
+            pacer.stop()
             ticking.cancel()
             writing.cancel()
             await asyncio.gather(ticking, writing, return_exceptions=True)
