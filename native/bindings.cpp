@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -260,39 +261,47 @@ std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer
     return std::make_unique<Model>(s, std::move(w), kernels_named(set), std::move(team));
 }
 
-// Memory for rows of logits, used again: fresh memory of this size would be faulted in page by page at every step.
+// Memory for rows of logits, used again: fresh memory of this size would be faulted in page by page at every step. The
+// number of rows changes from round to round, so any block that is large enough will do, the smallest first.
 class LogitsMemory {
 public:
-    float* take(size_t count) {
+    struct Kept { std::unique_ptr<float[]> data; size_t count = 0; };
+
+    Kept take(size_t count) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        for (auto& kept : kept_) {
-            if (kept.data && kept.count >= count && kept.count <= 2 * count) return std::exchange(kept, {}).data;
+        auto best = kept_.end();
+        for (auto it = kept_.begin(); it != kept_.end(); ++it) {
+            if (it->count >= count && (best == kept_.end() || it->count < best->count)) best = it;
         }
-        return new float[count];
+        if (best == kept_.end()) return {std::unique_ptr<float[]>(new float[count]), count};
+        Kept found = std::move(*best);
+        kept_.erase(best);
+        return found;
     }
-    void give(float* data, size_t count) {
+    void give(Kept block) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (count > kMost) return delete[] data;
-        delete[] std::exchange(kept_[next_++ % std::size(kept_)], {data, count}).data;
+        if (block.count > kMost) return;
+        kept_.push_back(std::move(block));
+        if (kept_.size() > kBlocks) {
+            kept_.erase(std::min_element(kept_.begin(), kept_.end(), [](const Kept& a, const Kept& b) { return a.count < b.count; }));
+        }
     }
-    ~LogitsMemory() { for (auto& kept : kept_) delete[] kept.data; }
 
 private:
     static constexpr size_t kMost = size_t{1} << 23;  // floats
-    struct Kept { float* data = nullptr; size_t count = 0; };
+    static constexpr size_t kBlocks = 4;
     std::mutex mutex_;
-    Kept kept_[4];
-    size_t next_ = 0;
+    std::vector<Kept> kept_;
 };
 
 nb::ndarray<nb::numpy, float> logits_array(size_t rows, size_t cols) {
     static const auto memory = std::make_shared<LogitsMemory>();
-    struct Owner { std::shared_ptr<LogitsMemory> memory; float* data; size_t count; };
-    auto owner = std::make_unique<Owner>(Owner{memory, memory->take(rows * cols), rows * cols});
-    float* data = owner->data;
+    struct Owner { std::shared_ptr<LogitsMemory> memory; LogitsMemory::Kept block; };
+    auto owner = std::make_unique<Owner>(Owner{memory, memory->take(rows * cols)});
+    float* data = owner->block.data.get();
     nb::capsule capsule(owner.release(), [](void* p) noexcept {
         const std::unique_ptr<Owner> mine(static_cast<Owner*>(p));
-        mine->memory->give(mine->data, mine->count);
+        mine->memory->give(std::move(mine->block));
     });
     return nb::ndarray<nb::numpy, float>(data, {rows, cols}, capsule);
 }

@@ -1,7 +1,8 @@
 // How weights lie in memory once packed.
 //
 // A matrix of `rows` x `cols` becomes ceil(rows / 16) tiles of 16 rows, one after the other; missing rows are zeros.
-// A tile of a quantised format is its headers (scales), padded to 64 bytes, and then its codes:
+// A tile of a quantised format is a chain of stretches of 256 columns (the last one may be shorter), each its headers
+// (scales), padded to 64 bytes, and then its codes: one stream of memory from the first byte to the last.
 //
 //   codes, a group of 32 columns: vector i = 0..7 holds columns 4i .. 4i+3 of the 16 rows, byte 4 row + j.
 //     4 bits: 4 x 64 bytes; vector i is the low (i even) or high (i odd) nibble of line i / 2
@@ -67,12 +68,13 @@ constexpr size_t header_bytes(const FormatInfo& f) {
     if (!f.super_block) return scale_head_bytes(f);
     return scale_head_bytes(f) + static_cast<size_t>(kSuperGroup) * kTileRows * static_cast<size_t>(f.scales_per_group + (f.minimum ? 1 : 0));
 }
-constexpr size_t headers_bytes(const FormatInfo& f, size_t cols) {  // of a whole tile, padded
-    return align_line(cols / static_cast<size_t>(f.super_block ? kGroup * kSuperGroup : kGroup) * header_bytes(f));
-}
+// Where things lie in a stretch of some groups (at most kSuperGroup) of a tile.
+constexpr size_t codes_offset(const FormatInfo& f, size_t groups) { return align_line((f.super_block ? 1 : groups) * header_bytes(f)); }
+constexpr size_t stretch_bytes(const FormatInfo& f, size_t groups) { return codes_offset(f, groups) + groups * code_bytes(f); }
 constexpr size_t tile_bytes(const FormatInfo& f, size_t cols) {
     if (!f.quantised) return cols * kTileRows * static_cast<size_t>(f.block_bytes);
-    return headers_bytes(f, cols) + cols / kGroup * code_bytes(f);
+    const size_t groups = cols / kGroup, rest = groups % kSuperGroup;
+    return groups / kSuperGroup * stretch_bytes(f, kSuperGroup) + (rest ? stretch_bytes(f, rest) : 0);
 }
 
 // A packed matrix: a view, the bytes belong to somebody else.

@@ -10,7 +10,8 @@ namespace {
 
 template <BlockType T> struct Format { static constexpr FormatInfo info = format_info(T); };
 
-constexpr size_t kPrefetch = 6144;  // bytes ahead: what eight tokens leave of the time that memory takes to answer
+// Bytes ahead, for so many tokens: what these leave of the time that memory takes to answer.
+constexpr size_t prefetch_distance(int tokens) { return tokens <= 2 ? 3072 : 6144; }
 
 constexpr size_t kManyBytes = 512 << 10;  // of quantised rows
 constexpr size_t kKeptBytes = 384 << 10;  // of weights, while many rows pass by
@@ -55,17 +56,17 @@ template <class S, int BITS> inline void load_codes(const uint8_t* p, typename S
     }
 }
 
-// The scales (one for each part of a group) and the minimum of group g, from the headers of a tile.
+// The scales (one for each part of a group) and the minimum of group g, from the headers of a stretch.
 template <class S, class Fmt> inline void load_scales(const uint8_t* headers, size_t g, typename S::F (&scale)[2], typename S::F& minimum) {
     constexpr FormatInfo f = Fmt::info;
-    const uint8_t* header = headers + (f.super_block ? g / kSuperGroup : g) * header_bytes(f);
+    const uint8_t* header = headers + (f.super_block ? 0 : g) * header_bytes(f);
     const auto* halves = reinterpret_cast<const uint16_t*>(header);
     const auto d = S::load_half(halves);
     if constexpr (!f.super_block) {
         scale[0] = d;
         if constexpr (f.minimum) minimum = S::load_half(halves + kTileRows);
     } else {
-        const uint8_t* bytes = header + scale_head_bytes(f) + (g % kSuperGroup) * kTileRows * (f.scales_per_group + (f.minimum ? 1 : 0));
+        const uint8_t* bytes = header + scale_head_bytes(f) + g * kTileRows * (f.scales_per_group + (f.minimum ? 1 : 0));
         if constexpr (f.scales_per_group == 2) {  // signed scales
             scale[0] = S::mul(d, S::load_i8(reinterpret_cast<const int8_t*>(bytes)));
             scale[1] = S::mul(d, S::load_i8(reinterpret_cast<const int8_t*>(bytes) + kTileRows));
@@ -84,37 +85,42 @@ inline void tile_quant(const uint8_t* tile, size_t cols, const QuantRows& x, siz
     constexpr FormatInfo f = Fmt::info;
     constexpr int kParts = f.scales_per_group;
     constexpr int kOffset = f.bits == 8 ? S::kWideOffset : f.offset;
-    const size_t groups = cols / kGroup;
-    const uint8_t* codes_at = tile + headers_bytes(f, cols);
+    constexpr size_t kAhead = prefetch_distance(MT);
     const QuantGroup* x_group = x.at(row, 0);  // the MT rows lie in one block of rows
     for (int t = 0; t < MT; ++t) acc[t] = S::splat(0.0f);
-    for (size_t g = 0; g < groups; ++g, x_group += kQuantBlock) {
+    for (size_t left = cols / kGroup; left > 0;) {
+        const size_t groups = left < kSuperGroup ? left : kSuperGroup, codes_at = codes_offset(f, groups);
         // The processor's own prefetching stops at page boundaries; at many tokens a group takes long enough to see that.
-        for (size_t line = 0; line < code_bytes(f); line += 64) __builtin_prefetch(codes_at + g * code_bytes(f) + line + kPrefetch);
-        __builtin_prefetch(tile + g * header_bytes(f) / (f.super_block ? kSuperGroup : 1) + kPrefetch / 4);
-        typename S::U codes[8];
-        typename S::F scale[2], minimum;
-        load_codes<S, f.bits>(codes_at + g * code_bytes(f), codes);
-        load_scales<S, Fmt>(tile, g, scale, minimum);
+        for (size_t line = 0; line < codes_at; line += 64) __builtin_prefetch(tile + line + kAhead);
+        for (size_t g = 0; g < groups; ++g, x_group += kQuantBlock) {
+            const uint8_t* at = tile + codes_at + g * code_bytes(f);
+            for (size_t line = 0; line < code_bytes(f); line += 64) __builtin_prefetch(at + line + kAhead);
+            typename S::U codes[8];
+            typename S::F scale[2], minimum;
+            load_codes<S, f.bits>(at, codes);
+            load_scales<S, Fmt>(tile, g, scale, minimum);
 #pragma GCC unroll 8
-        for (int t = 0; t < MT; ++t) {
-            const QuantGroup& xs = x_group[t];
-            const auto x_scale = S::splat(xs.scale);
+            for (int t = 0; t < MT; ++t) {
+                const QuantGroup& xs = x_group[t];
+                const auto x_scale = S::splat(xs.scale);
 #pragma GCC unroll 2
-            for (int part = 0; part < kParts; ++part) {
-                auto dot = S::zero();
-                if constexpr (kOffset != 0) {
-                    dot = S::template shift_left<log2_of(kOffset)>(S::splat_int(kParts == 2 ? xs.minus_halves[part] : xs.minus_sum));
-                }
+                for (int part = 0; part < kParts; ++part) {
+                    auto dot = S::zero();
+                    if constexpr (kOffset != 0) {
+                        dot = S::template shift_left<log2_of(kOffset)>(S::splat_int(kParts == 2 ? xs.minus_halves[part] : xs.minus_sum));
+                    }
 #pragma GCC unroll 8
-                for (int i = part * 8 / kParts; i < (part + 1) * 8 / kParts; ++i) {
-                    if constexpr (f.bits == 8) dot = S::dot_wide(dot, codes[i], xs.codes + 4 * i);
-                    else dot = S::dot(dot, codes[i], xs.codes + 4 * i);
+                    for (int i = part * 8 / kParts; i < (part + 1) * 8 / kParts; ++i) {
+                        if constexpr (f.bits == 8) dot = S::dot_wide(dot, codes[i], xs.codes + 4 * i);
+                        else dot = S::dot(dot, codes[i], xs.codes + 4 * i);
+                    }
+                    acc[t] = S::fma(S::to_float(dot), S::mul(scale[part], x_scale), acc[t]);
                 }
-                acc[t] = S::fma(S::to_float(dot), S::mul(scale[part], x_scale), acc[t]);
+                if constexpr (f.minimum) acc[t] = S::fma(minimum, S::splat(xs.sum), acc[t]);
             }
-            if constexpr (f.minimum) acc[t] = S::fma(minimum, S::splat(xs.sum), acc[t]);
         }
+        tile += codes_at + groups * code_bytes(f);
+        left -= groups;
     }
 }
 

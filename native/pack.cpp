@@ -1,5 +1,6 @@
 #include "pack.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "half.hpp"
@@ -114,25 +115,33 @@ void write_header(const FormatInfo& f, const Block& b, size_t lane, uint8_t* hea
     }
 }
 
+// The headers and codes of group `index` of a tile.
+template <class Byte> struct GroupAt { Byte *header, *codes; };
+
+template <class Byte> GroupAt<Byte> group_at(const FormatInfo& f, size_t cols, Byte* tile, size_t index) {
+    const size_t first = index / kSuperGroup * kSuperGroup, within = index - first;
+    const size_t groups = std::min<size_t>(kSuperGroup, cols / kGroup - first);
+    Byte* stretch = tile + index / kSuperGroup * stretch_bytes(f, kSuperGroup);
+    return {stretch + (f.super_block ? 0 : within * header_bytes(f)), stretch + codes_offset(f, groups) + within * code_bytes(f)};
+}
+
 void pack_quantised(BlockType type, const FormatInfo& f, size_t cols, const uint8_t* row, size_t lane, uint8_t* tile) {
     const size_t blocks = cols / static_cast<size_t>(f.block_cols);
     const size_t groups_per_block = static_cast<size_t>(f.block_cols) / kGroup;
-    uint8_t* codes = tile + headers_bytes(f, cols);
     for (size_t i = 0; i < blocks; ++i) {
         Block b;
         read_block(type, row + i * static_cast<size_t>(f.block_bytes), b);
-        write_header(f, b, lane, tile + i * header_bytes(f));
+        write_header(f, b, lane, group_at(f, cols, tile, i * groups_per_block).header);
         for (size_t g = 0; g < groups_per_block; ++g) {
-            write_group_codes(f, b.codes + g * kGroup, lane, codes + (i * groups_per_block + g) * code_bytes(f));
+            write_group_codes(f, b.codes + g * kGroup, lane, group_at(f, cols, tile, i * groups_per_block + g).codes);
         }
     }
 }
 
 void unpack_quantised(const FormatInfo& f, size_t cols, const uint8_t* tile, size_t lane, float* out) {
-    const uint8_t* codes = tile + headers_bytes(f, cols);
     for (size_t k = 0; k < cols; ++k) {
         const size_t g = k / kGroup;
-        const uint8_t* header = tile + (f.super_block ? g / kSuperGroup : g) * header_bytes(f);
+        const auto [header, codes] = group_at(f, cols, tile, g);
         float scale = half_to_float(read_half(header + lane * 2));
         float minimum = f.minimum ? half_to_float(read_half(header + kTileRows * 2 + lane * 2)) : 0.0f;
         if (f.super_block) {
@@ -144,7 +153,7 @@ void unpack_quantised(const FormatInfo& f, size_t cols, const uint8_t* tile, siz
                 minimum *= -static_cast<float>(bytes[kTileRows + lane]);
             }
         }
-        const int code = read_group_code(f, codes + g * code_bytes(f), lane, k % kGroup);
+        const int code = read_group_code(f, codes, lane, k % kGroup);
         out[k] = scale * static_cast<float>(code - f.offset);
         if (f.minimum) out[k] += minimum;  // adding a zero would lose the sign of a negative one
     }

@@ -36,7 +36,7 @@ from draftsmith.quant import BlockType
 
 __all__ = ["PackedModel", "load_packed"]
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"DSPACK%02d" % VERSION
 MAX_HEADER = 1 << 26  # bytes; a longer one is damaged
 LINE = 64  # alignment that the kernels want
