@@ -8,12 +8,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constr
 NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 CODE   := src tests benchmarks $(wildcard examples)
 
-.PHONY: help demo test lint format bench docs build clean
+.PHONY: help demo test test-sanitize lint format bench docs build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the same text, plain and speculative, from a real model; nothing else is needed first"
 	@echo "make test    all tests"
+	@echo "make test-sanitize  the tests of the native part, its memory accesses and arithmetic checked while they run"
 	@echo "make lint    ruff, mypy --strict, sizes and layers are checked by the tests"
 	@echo "make format  let ruff put the code into its form"
 	@echo "make bench   decoding speed on this machine, plain and speculative interleaved"
@@ -28,6 +29,29 @@ demo: $(VENV)/.done-core
 test: $(VENV)/.done-core $(VENV)/.done-dev
 	-@$(BIN)/draftsmith models pull smollm2-135m-instruct
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# An engine of its own in an environment of its own, which borrows everything else from $(VENV): a line in a .pth file adds
+# a folder to the path without following the .pth files in it, so the engine that is installed there is not found.
+# The sanitizers' library must be in the process before Python is; Python itself frees little at its end, hence no leaks.
+SANITIZE  := build/sanitize
+SANITIZED := $(CURDIR)/$(SANITIZE)/venv
+SANITIZE_TESTS ?= tests/model tests/quant tests/checkpoint tests/exactness tests/engine/test_kv_dtype.py
+
+test-sanitize: $(SANITIZE)/.done
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  $(SANITIZED)/bin/python -m pytest -p no:cacheprovider $(PYTEST_FLAGS) $(SANITIZE_TESTS)
+
+$(SANITIZE)/.done: $(VENV)/.done-core $(VENV)/.done-dev $(NATIVE)
+	@echo "compiling the engine with sanitizers into $(SANITIZE)"
+	@$(BIN)/python -m venv $(SANITIZED)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(SANITIZED)/bin/python -m pip --disable-pip-version-check install -qq --ignore-installed --no-deps \
+	  --no-build-isolation -C build-dir=$(SANITIZE)/build -C cmake.define.DRAFTSMITH_SANITIZE=ON -e .
+	@$(SANITIZED)/bin/python -c 'import importlib.util as u, sys; found = u.find_spec("draftsmith.model").submodule_search_locations; \
+	  sys.exit(not any(p.startswith(sys.prefix) for p in found) and f"the tests would run the engine in {found}")'
+	@touch $@
 
 lint: $(VENV)/.done-core $(VENV)/.done-dev
 	$(BIN)/ruff check .
