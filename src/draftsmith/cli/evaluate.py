@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["eval_"]
 
 TASKS = ("perplexity", "passkey", "needle", "variables", "words", "format", "acceptance")
+SPREAD = ("perplexity", "acceptance")
 ASKS_PROMPTS = {"format", "acceptance"}
 
 
@@ -47,6 +48,10 @@ def eval_(
         str, typer.Option(metavar="T,T", help="acceptance: temperatures to answer the prompts at.")
     ] = "0,0.7,1",
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of texts and of sampled replies.")] = 0,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="perplexity, acceptance: share the work among N workers of Ray."),
+    ] = None,
     measure: MeasureOptions,
     result: ResultOptions,
     model: ModelOptions,
@@ -60,6 +65,8 @@ def eval_(
     """
     result.check()
     chosen = _chosen(tasks, text)
+    if ray_workers is not None:
+        _check_ray(ray_workers, chosen)
     asked = _Asked(
         text=_read(text) if text is not None else "",
         context=context,
@@ -73,15 +80,13 @@ def eval_(
         items=measure.items() if ASKS_PROMPTS.intersection(chosen) else (),
         max_new_tokens=measure.max_new_tokens,
     )
-    with ProgressBars(quiet=result.quiet) as progress:
-        from draftsmith.engine import LLM
-
-        llm = LLM(progress=progress, **model.for_llm())
+    spread = None if ray_workers is None else _Spread(model.for_llm(), ray_workers)
+    llm = None if spread is not None and chosen == ["acceptance"] else _load(model, result)
     from draftsmith.measure.eval_output import eval_text
 
     ticker = Ticker(result.quiet)
     try:
-        found = {task: _measured(task, llm, asked, ticker) for task in chosen}
+        found = {task: _measured(task, llm, asked, ticker, spread) for task in chosen}
     finally:
         ticker.close()
     options = {"seed": seed, "text": text, "max_new_tokens": measure.max_new_tokens}
@@ -106,13 +111,44 @@ class _Asked:
     max_new_tokens: int
 
 
-def _measured(task: str, llm: LLM, asked: _Asked, ticker: Ticker) -> Any:
-    """One task's result, as it stands in the JSON object."""
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """How the workers of Ray load their models, and how many they are."""
+
+    options: dict[str, Any]
+    workers: int
+
+
+def _load(model: ModelOptions, result: ResultOptions) -> LLM:
+    with ProgressBars(quiet=result.quiet) as progress:
+        from draftsmith.engine import LLM
+
+        return LLM(progress=progress, **model.for_llm())
+
+
+def _check_ray(workers: int, chosen: list[str]) -> None:
+    from draftsmith.engine.ray_workers import check_ray
+
+    check_ray(workers)
+    others = [task for task in chosen if task not in SPREAD]
+    if others:
+        raise UsageError(f"--ray-workers is for {' and '.join(SPREAD)}; leave out {others[0]} or --ray-workers")
+
+
+def _measured(task: str, llm: LLM | None, asked: _Asked, ticker: Ticker, spread: _Spread | None) -> Any:
+    """One task's result, as it stands in the JSON object. ``llm`` is None where only ``spread`` is needed."""
     from draftsmith.measure import eval_output
     from draftsmith.types import SamplingParams
 
+    if task == "acceptance" and spread is not None:
+        from draftsmith.measure.on_ray import acceptance_on_ray
+
+        params = SamplingParams(max_new_tokens=asked.max_new_tokens, seed=asked.seed)
+        rows = acceptance_on_ray(spread.options, asked.items, asked.temperatures, params, spread.workers, ticker)
+        return eval_output.acceptance_json(rows)
+    assert llm is not None  # noqa: S101 - all other tasks need it
     if task == "perplexity":
-        return _perplexity(llm, asked, ticker)
+        return _perplexity(llm, asked, ticker, spread)
     if task == "acceptance":
         from draftsmith.measure.acceptance import measure_acceptance
 
@@ -146,16 +182,22 @@ def _chosen(tasks: list[str] | None, text: str | None) -> list[str]:
     return chosen
 
 
-def _perplexity(llm: LLM, asked: _Asked, ticker: Ticker) -> dict[str, Any]:
+def _perplexity(llm: LLM, asked: _Asked, ticker: Ticker, spread: _Spread | None) -> dict[str, Any]:
     from draftsmith.measure.eval_output import perplexity_json
-    from draftsmith.measure.perplexity import measure_perplexity
+    from draftsmith.measure.perplexity import cut_windows, measure_perplexity
 
     tokenizer = llm.tokenizer
     ids = tokenizer.encode(asked.text, add_bos=False)
     bos = tokenizer.bos_id if tokenizer.add_bos else None
     model = llm.target.model
     size = min(asked.context, model.max_context)
-    return perplexity_json(measure_perplexity(model, ids, context=size, bos_id=bos, limit=asked.windows, report=ticker))
+    if spread is None:
+        found = measure_perplexity(model, ids, context=size, bos_id=bos, limit=asked.windows, report=ticker)
+        return perplexity_json(found)
+    from draftsmith.measure.on_ray import perplexity_on_ray
+
+    windows = cut_windows(model.max_context, ids, context=size, bos_id=bos, limit=asked.windows)
+    return perplexity_json(perplexity_on_ray(spread.options, windows, size, spread.workers, ticker))
 
 
 def _read(text: str) -> str:

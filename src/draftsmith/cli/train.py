@@ -35,6 +35,10 @@ def train(
             metavar="N", help="Train nothing; check all rows and show N documents, what is not learnt in grey."
         ),
     ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Let N workers of Ray write the replies of generate stages; see RAY_ADDRESS."),
+    ] = None,
     color: Annotated[str, typer.Option(metavar="auto|always|never", help="Grey and bold in the audit.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
 ) -> None:
@@ -52,10 +56,14 @@ def train(
         _audit(read, stage, audit, Terminal.of(sys.stdout, color))
         return
     _need_torch()
+    if ray_workers is not None:
+        from draftsmith.engine.ray_workers import check_ray
+
+        check_ray(ray_workers)
     from draftsmith.train.runner import Reporter, run_recipe
     from draftsmith.train.world import world
 
-    records = run_recipe(read, Reporter(tell=_tell, progress=_progress), only=stage)
+    records = run_recipe(read, Reporter(tell=_tell, progress=_progress), only=stage, ray_workers=ray_workers)
     if json_output and world().first:
         chosen = ("kind", "metrics", "speed", "data", "seconds")
         stages = {name: {key: record.get(key) for key in chosen} for name, record in records.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from draftsmith.engine import LLM
@@ -11,9 +11,10 @@ from draftsmith.measure.conversation import Report, forget_caches, tell_nobody
 from draftsmith.measure.prompts import PromptItem
 from draftsmith.types import Completion, Message, SamplingParams
 
-__all__ = ["AcceptanceRow", "measure_acceptance"]
+__all__ = ["AcceptanceRow", "added_up", "measure_acceptance"]
 
 CONTEXT_EDGES = (0, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_COUNTS = ("replies", "num_drafts", "num_draft_tokens", "num_accepted_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ def measure_acceptance(
                 edge = max(edge for edge in CONTEXT_EDGES if edge <= reply.num_prompt_tokens)
                 row = rows.get((temperature, edge), AcceptanceRow(temperature, edge, 0, 0, 0, 0))
                 rows[temperature, edge] = _added(row, reply)
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def added_up(parts: Iterable[AcceptanceRow]) -> tuple[AcceptanceRow, ...]:
+    """The rows of several measurements of other prompts, as one measurement of all of them has them."""
+    rows: dict[tuple[float, int], AcceptanceRow] = {}
+    for row in parts:
+        key = (row.temperature, row.context)
+        before = rows.get(key, AcceptanceRow(*key, 0, 0, 0, 0))
+        counts = {name: getattr(before, name) + getattr(row, name) for name in _COUNTS}
+        rows[key] = replace(before, **counts)
     return tuple(rows[key] for key in sorted(rows))
 
 

@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from draftsmith.errors import UsageError
 from draftsmith.measure.conversation import Report, tell_nobody
 from draftsmith.model.protocol import Logits, Model, TokenRun
 
-__all__ = ["PerplexityResult", "PositionBucket", "measure_perplexity"]
+__all__ = [
+    "PerplexityResult",
+    "PositionBucket",
+    "cut_windows",
+    "measure_perplexity",
+    "summed_up",
+    "window_losses",
+]
 
+Losses = npt.NDArray[np.float64]
 CHUNK = 64  # rows of logits at once
 FIRST_EDGE = 64
 
@@ -62,27 +71,43 @@ def measure_perplexity(
     What is left over at the end is a window too, if it is the only one. Buckets of positions end at powers of two.
     Raises UsageError when there is no token to predict or the context is not the model's.
     """
-    if not 2 <= context <= model.max_context:
-        raise UsageError(f"context is {context}; it must be from 2 to the model's {model.max_context}")
-    step = context - (bos_id is not None)
-    windows = [token_ids[i : i + step] for i in range(0, max(1, len(token_ids) - step + 1), step)][:limit]
-    lead = [] if bos_id is None else [bos_id]
-    if len(lead) + len(windows[0]) < 2:
-        raise UsageError("the text has no token to predict; give a longer one")
-    edges = _edges(context)
-    sums, counts = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1, np.int64)
+    windows = cut_windows(model.max_context, token_ids, context=context, bos_id=bos_id, limit=limit)
+    losses = []
     for done, window in enumerate(windows):
         report(done, len(windows), "perplexity")
-        losses = _losses(model, [*lead, *window])
-        slots = np.searchsorted(edges, np.arange(1, losses.size + 1), side="right") - 1
-        sums += np.bincount(slots, losses, len(sums))
+        losses.append(window_losses(model, window))
+    return summed_up(losses, context)
+
+
+def cut_windows(
+    max_context: int, token_ids: Sequence[int], *, context: int, bos_id: int | None = None, limit: int | None = None
+) -> list[list[int]]:
+    """The windows that ``measure_perplexity`` reads. Raises UsageError as it does."""
+    if not 2 <= context <= max_context:
+        raise UsageError(f"context is {context}; it must be from 2 to the model's {max_context}")
+    step = context - (bos_id is not None)
+    lead = [] if bos_id is None else [bos_id]
+    starts = range(0, max(1, len(token_ids) - step + 1), step)
+    windows = [[*lead, *token_ids[i : i + step]] for i in starts][:limit]
+    if len(windows[0]) < 2:
+        raise UsageError("the text has no token to predict; give a longer one")
+    return windows
+
+
+def summed_up(losses: Sequence[Losses], context: int) -> PerplexityResult:
+    """The result of windows whose tokens had these ``losses`` (``window_losses``)."""
+    edges = _edges(context)
+    sums, counts = np.zeros(len(edges) - 1), np.zeros(len(edges) - 1, np.int64)
+    for window in losses:
+        slots = np.searchsorted(edges, np.arange(1, window.size + 1), side="right") - 1
+        sums += np.bincount(slots, window, len(sums))
         counts += np.bincount(slots, minlength=len(counts))
     buckets = [
         PositionBucket(start, end, int(count), float(total))
         for start, end, count, total in zip(edges, edges[1:], counts, sums, strict=False)
         if count
     ]
-    return PerplexityResult(context, len(windows), tuple(buckets))
+    return PerplexityResult(context, len(losses), tuple(buckets))
 
 
 def _edges(context: int) -> list[int]:
@@ -94,7 +119,7 @@ def _edges(context: int) -> list[int]:
     return [*edges, context]
 
 
-def _losses(model: Model, ids: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def window_losses(model: Model, ids: Sequence[int]) -> Losses:
     """-ln p of each token but the first, float64 [len(ids) - 1]."""
     cache = model.new_cache(len(ids))
     losses = []
@@ -105,8 +130,8 @@ def _losses(model: Model, ids: Sequence[int]) -> np.ndarray[tuple[int], np.dtype
     return np.concatenate(losses)
 
 
-def _surprise(rows: Logits, ids: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _surprise(rows: Logits, ids: Sequence[int]) -> Losses:
     peak = rows.max(axis=1, keepdims=True)
     totals = np.log(np.exp(rows - peak).sum(axis=1, dtype=np.float64)) + peak[:, 0]
-    values: np.ndarray[tuple[int], np.dtype[np.float64]] = totals - rows[np.arange(len(ids)), list(ids)]
+    values: Losses = totals - rows[np.arange(len(ids)), list(ids)]
     return values

@@ -19,14 +19,20 @@ from draftsmith.checkpoint.atomic import atomic_file
 from draftsmith.errors import CheckpointError, TokenizerError
 from draftsmith.train.encode import Document
 
-__all__ = ["PART_PATTERN", "part_metadata", "read_parts", "write_part"]
+__all__ = ["PART_PATTERN", "pack_part", "part_metadata", "read_parts", "write_part"]
 
 PART_PATTERN = "part-*.safetensors"
 _METADATA = "draftsmith"  # one entry: the format writes several in no certain order
 
 
-def write_part(path: Path, documents: Sequence[Document], metadata: Mapping[str, Any]) -> None:
-    """Write one part, atomically. All documents have the same k, perhaps none. Raises DiskFull, ResourceError."""
+def write_part(path: Path, part: bytes) -> None:
+    """Write what ``pack_part`` made, atomically. Raises DiskFull, ResourceError."""
+    with atomic_file(path) as file:
+        file.write(part)
+
+
+def pack_part(documents: Sequence[Document], metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of one part. All documents have the same k, perhaps none."""
     from safetensors.numpy import save
 
     arrays: dict[str, Any] = {
@@ -40,8 +46,7 @@ def write_part(path: Path, documents: Sequence[Document], metadata: Mapping[str,
         top_ids = np.concatenate(tops)
         arrays["top_ids"] = top_ids.astype(np.uint16) if top_ids.max(initial=0) < 1 << 16 else top_ids
         arrays["top_logprobs"] = np.concatenate(logprobs)
-    with atomic_file(path) as file:
-        file.write(save(arrays, metadata={_METADATA: json.dumps(metadata)}))
+    return save(arrays, metadata={_METADATA: json.dumps(metadata)})
 
 
 def part_metadata(path: Path) -> dict[str, Any]:

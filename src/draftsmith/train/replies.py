@@ -18,13 +18,23 @@ import numpy as np
 from draftsmith.engine import LLM
 from draftsmith.errors import DraftsmithError
 from draftsmith.train.encode import Document
-from draftsmith.train.parts import PART_PATTERN, part_metadata, write_part
+from draftsmith.train.parts import PART_PATTERN, pack_part, part_metadata, write_part
 from draftsmith.train.prepare import Tell
 from draftsmith.train.prompts import Writer, prompt_key, seed_of
 from draftsmith.train.schema import GenerateStage
 from draftsmith.types import Completion, Message, SamplingParams
 
-__all__ = ["load_writer", "write_replies", "write_replies_together"]
+__all__ = [
+    "Part",
+    "count_jobs",
+    "keep_part",
+    "load_writer",
+    "packed_replies",
+    "parts_of",
+    "result_of",
+    "write_replies",
+    "write_replies_together",
+]
 
 TELL_EVERY_S = 20.0
 
@@ -72,19 +82,19 @@ def write_replies(
     writer: Writer, stage: GenerateStage, prompts: Sequence[tuple[Message, ...]], folder: Path, tell: Tell
 ) -> dict[str, int]:
     """Write the parts that are missing in ``folder``; counts of what is there then. Raises DraftsmithError."""
-    parts = _parts(prompts, stage)
+    parts = parts_of(prompts, stage)
     for part in parts:
         if not part.is_in(folder):
-            _write(writer, stage, part, folder)
-        tell(f"{sum(len(p.jobs) for p in parts[: part.number + 1])} of {_count(parts)} prompts answered")
-    return _result(prompts, parts, folder)
+            keep_part(part, packed_replies(writer, stage, part), folder)
+        tell(f"{sum(len(p.jobs) for p in parts[: part.number + 1])} of {count_jobs(parts)} prompts answered")
+    return result_of(prompts, parts, folder)
 
 
 def write_replies_together(
     model: str, stage: GenerateStage, prompts: Sequence[tuple[Message, ...]], folder: Path, tell: Tell
 ) -> dict[str, int]:
     """``write_replies`` by ``stage.processes`` processes, each with an engine of its own."""
-    parts = _parts(prompts, stage)
+    parts = parts_of(prompts, stage)
     missing = [part for part in parts if not part.is_in(folder)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(stage.processes, mp_context=context) as pool:
@@ -94,25 +104,31 @@ def write_replies_together(
             done, running = wait(running, TELL_EVERY_S)
             for future in done:
                 future.result()
-            tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {_count(parts)} prompts answered")
-    return _result(prompts, parts, folder)
+            tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {count_jobs(parts)} prompts answered")
+    return result_of(prompts, parts, folder)
 
 
 def _write_share(model: str, stage: GenerateStage, parts: Sequence[Part], folder: Path) -> None:
     writer = load_writer(stage, model)
     for part in parts:
-        _write(writer, stage, part, folder)
+        keep_part(part, packed_replies(writer, stage, part), folder)
 
 
-def _write(writer: Writer, stage: GenerateStage, part: Part, folder: Path) -> None:
+def packed_replies(writer: Writer, stage: GenerateStage, part: Part) -> bytes:
+    """The part's file; empty when the target said nothing to any of its prompts."""
     documents = _replies(writer, stage, part.jobs)
-    if documents:
-        metadata = {
-            "fingerprint": writer.tokenizer.fingerprint(),
-            "target": writer.name,
-            "prompts": [job.key for job in part.jobs],
-        }
-        write_part(part.path(folder), documents, metadata)
+    metadata = {
+        "fingerprint": writer.tokenizer.fingerprint(),
+        "target": writer.name,
+        "prompts": [job.key for job in part.jobs],
+    }
+    return pack_part(documents, metadata) if documents else b""
+
+
+def keep_part(part: Part, content: bytes, folder: Path) -> None:
+    """Write what ``packed_replies`` gave."""
+    if content:
+        write_part(part.path(folder), content)
 
 
 def _replies(writer: Writer, stage: GenerateStage, jobs: Sequence[Job]) -> list[Document]:
@@ -174,7 +190,7 @@ def _document(prompt_ids: Sequence[int], completion: Completion) -> Document:
     )
 
 
-def _parts(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> list[Part]:
+def parts_of(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> list[Part]:
     """Jobs in an order drawn by the seed, so that the first parts stand for all."""
     jobs = [_job(messages, sample, stage) for messages in prompts for sample in range(stage.samples)]
     jobs.sort(key=lambda job: job.seed)
@@ -188,11 +204,13 @@ def _job(messages: tuple[Message, ...], sample: int, stage: GenerateStage) -> Jo
     return Job(name, messages, seed_of(stage.seed, name), greedy=draw < stage.greedy_share)
 
 
-def _count(parts: Sequence[Part]) -> int:
+def count_jobs(parts: Sequence[Part]) -> int:
+    """Replies, or conversations, that the parts ask for."""
     return sum(len(part.jobs) for part in parts)
 
 
-def _result(prompts: Sequence[tuple[Message, ...]], parts: Sequence[Part], folder: Path) -> dict[str, int]:
+def result_of(prompts: Sequence[tuple[Message, ...]], parts: Sequence[Part], folder: Path) -> dict[str, int]:
+    """Counts for the record. Raises DraftsmithError when there is no part at all."""
     if not any(folder.glob(PART_PATTERN)):
         raise DraftsmithError("the target wrote no reply to any prompt; look at the prompts and at max_new_tokens")
-    return {"prompts": len(prompts), "replies": _count(parts)}
+    return {"prompts": len(prompts), "replies": count_jobs(parts)}

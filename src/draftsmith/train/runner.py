@@ -24,6 +24,7 @@ from draftsmith.train.curves import Artist
 from draftsmith.train.models import Learner, load_learner, saved_folder
 from draftsmith.train.pack import pack_draft
 from draftsmith.train.prompts import read_prompts, write_prompts
+from draftsmith.train.ray_replies import write_replies_on_ray
 from draftsmith.train.recipe import Recipe, stage_settings
 from draftsmith.train.replies import load_writer, write_replies, write_replies_together
 from draftsmith.train.schema import GenerateStage, InitStage, PackStage, Stage, TrainingStage
@@ -44,8 +45,12 @@ class Reporter:
     progress: Callable[[str, Mapping[str, float]], None]
 
 
-def run_recipe(recipe: Recipe, reporter: Reporter, only: str | None = None) -> dict[str, dict[str, Any]]:
+def run_recipe(
+    recipe: Recipe, reporter: Reporter, only: str | None = None, ray_workers: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Run every stage that is not done yet, or ``only`` one; the contents of each stage.json by name.
+
+    ``ray_workers``: generate stages are done by so many workers of Ray (``ray_replies``).
 
     Under ``torchrun`` all processes must call this; they share the work of the stages that train, the first one writes
     and reports, and the output must lie where all of them can read it. Raises UsageError when a folder was made with
@@ -57,7 +62,7 @@ def run_recipe(recipe: Recipe, reporter: Reporter, only: str | None = None) -> d
         if not own.first:
             reporter = Reporter(tell=lambda _: None, progress=lambda *_: None)
         chosen = [stage for stage in recipe.stages if only is None or stage.name == only]
-        return {stage.name: _run(recipe, stage, reporter, own) for stage in chosen}
+        return {stage.name: _run(recipe, stage, reporter, own, ray_workers) for stage in chosen}
 
 
 @contextmanager
@@ -79,7 +84,7 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _run(recipe: Recipe, stage: Stage, reporter: Reporter, own: World) -> dict[str, Any]:
+def _run(recipe: Recipe, stage: Stage, reporter: Reporter, own: World, ray_workers: int | None) -> dict[str, Any]:
     folder, work = recipe.output / stage.name, recipe.output / f".{stage.name}.work"
     settings = json.loads(json.dumps(stage_settings(stage)))
     done = _finished(folder, settings)
@@ -97,6 +102,7 @@ def _run(recipe: Recipe, stage: Stage, reporter: Reporter, own: World) -> dict[s
         tell=lambda line: reporter.tell(f"{stage.name}: {line}"),
         progress=lambda record: reporter.progress(stage.name, record),
         saved=Artist(stage.name).draw_sometimes if own.first else lambda _: None,
+        ray_workers=ray_workers,
     )
     began = time.perf_counter()
     model = recipe.model_of(stage)
@@ -164,7 +170,9 @@ def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, A
         prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)
     if not prompts:
         raise UsageError(f"stage.{stage.name} has no prompts; give prompts, num_prompts or both")
-    if stage.processes > 1:
+    if place.ray_workers is not None:
+        counts = write_replies_on_ray(model, stage, prompts, place.folder, place.tell, place.ray_workers)
+    elif stage.processes > 1:
         counts = write_replies_together(model, stage, prompts, place.folder, place.tell)
     else:
         counts = write_replies(writer, stage, prompts, place.folder, place.tell)

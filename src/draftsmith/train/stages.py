@@ -34,7 +34,7 @@ STORED = "data"  # acceptance_target: the log-probabilities in eval_data
 class Workplace:
     """``folder`` for unfinished work. ``find_data`` and ``find_model`` turn a recipe's names into paths and
     references. ``tell`` takes a line for people, ``progress`` a metrics record, ``saved`` the folder, after each
-    checkpoint."""
+    checkpoint. ``ray_workers``: how many of them write replies; None: this machine does, as the stage says."""
 
     folder: Path
     find_data: Callable[[DataSource], DataSource]
@@ -42,6 +42,7 @@ class Workplace:
     tell: Tell
     progress: Callable[[Mapping[str, float]], None]
     saved: Callable[[Path], None] = lambda _: None
+    ray_workers: int | None = None
 
 
 def initialise(stage: InitStage, parent: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
