@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -151,10 +152,18 @@ def test_a_failed_step_leaves_all_caches_as_they_were(monkeypatch: pytest.Monkey
     assert (first.length, second.length) == (2, 1)
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "qwen3_next"])
-def test_a_state_that_cannot_forget_is_refused(architecture: str) -> None:
+CONVOLUTION = {"layer_types": ["conv", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [("mamba", {}), ("qwen3_next", {}), ("falcon_h1", {}), ("jamba", {}), ("lfm2", CONVOLUTION)],
+)
+def test_a_state_that_cannot_forget_is_refused(architecture: str, changes: dict[str, Any]) -> None:
+    """Recurrent models, and hybrids of all kinds: states beside attention, inside its layers, convolutions."""
+    module = random_module(architecture, **changes)
     with pytest.raises(UnsupportedModel, match="cannot forget single tokens") as caught:
-        torch_model(architecture)
+        TorchModel(module, max_context=CONTEXT)
     assert "\n" not in str(caught.value)
 
 

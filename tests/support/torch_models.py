@@ -34,6 +34,17 @@ _SMALL: Mapping[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+_LATENT = {  # multi-head latent attention: keys and values have other sizes
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "head_dim": 8,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "num_key_value_heads": 4,
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _MIXED_LAYERS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
@@ -42,7 +53,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "qwen3": {},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    "qwen3_moe": {"num_experts": 4, **_EXPERTS},
     "gemma3_text": _MIXED_LAYERS,
     "phi3": {"sliding_window": WINDOW},
     "gpt_neox": {},
@@ -51,6 +62,16 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": CONTEXT},
     "bloom": {"n_head": 4, "n_layer": 2},
     "llama4_text": {"num_local_experts": 2, "attention_chunk_size": WINDOW, "intermediate_size_mlp": 96},
+    "cohere2": _MIXED_LAYERS,
+    "gpt_oss": {**_MIXED_LAYERS, "num_local_experts": 4, "rope_parameters": _PLAIN_ROPE},
+    "deepseek_v3": {
+        **_LATENT,
+        **_EXPERTS,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
 }
 
 

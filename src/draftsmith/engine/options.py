@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from draftsmith.errors import UsageError
 from draftsmith.model.storage import CacheDtype, Dtype, Quantize
@@ -76,4 +76,7 @@ class EngineOptions:
         backend, device = self.draft_backend or self.backend, self.draft_device or self.device
         if self.draft_backend == "native" and self.draft_device is None:
             device = "auto"  # the target's may be one that native does not have
-        return replace(self, backend=backend, device=device, draft_backend=None, draft_device=None, exact=False)
+        changes: dict[str, Any] = {"backend": backend, "device": device, "draft_backend": None, "draft_device": None}
+        if backend == "native" != self.backend and self.dtype in ("bfloat16", "float16"):
+            changes["dtype"] = "auto"  # said of the target, on its device; a native draft is mostly a quantised file
+        return replace(self, exact=False, **changes)

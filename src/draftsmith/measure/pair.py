@@ -92,10 +92,11 @@ def load_pair(
 
 def _of_draft(options: dict[str, Any]) -> dict[str, Any]:
     """The options of ``LLM`` that load the draft model where it is to run."""
-    places = {name: options[name] for name in ("backend", "device", "draft_backend", "draft_device") if name in options}
+    names = ("backend", "device", "draft_backend", "draft_device", "dtype")
+    places = {name: options[name] for name in names if name in options}
     draft = EngineOptions(**places).for_draft()
     rest = {name: value for name, value in options.items() if name not in (*places, "exact")}
-    return {**rest, "backend": draft.backend, "device": draft.device}
+    return {**rest, "backend": draft.backend, "device": draft.device, "dtype": draft.dtype}
 
 
 def _touch(model: Model) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from draftsmith.checkpoint import open_checkpoint
-from draftsmith.errors import CheckpointError, OutOfMemory, UnsupportedModel, UsageError
+from draftsmith.errors import CheckpointError, DraftsmithError, OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model.memory import check_memory
 from draftsmith.model.storage import Dtype, Quantize
 from draftsmith.model.torch_backend.gguf import module_of_checkpoint
@@ -61,12 +61,22 @@ def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel
         module, context = load(path, name, options, device)
         width = EXACT_WIDTH if options.exact else None
         graphs = device.type == "cuda" and not _experts(module)
-        model = TorchModel(module, max_context=context, name=name, exact_width=width, graphs=graphs)
+        model = _first_step(module, max_context=context, name=name, exact_width=width, graphs=graphs)
         if options.exact:
             _check_exact(model)
         return model
     except (torch.OutOfMemoryError, MemoryError):
         raise OutOfMemory(f"{device} has not enough memory for {name}; quantise it or take a smaller model") from None
+
+
+def _first_step(module: Any, *, name: str, **options: Any) -> TorchModel:
+    """The model, which has read a token. Raises CheckpointError when it cannot."""
+    try:
+        return TorchModel(module, name=name, **options)
+    except (DraftsmithError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # weights that are not in the form that config.json says, or a kernel that is missing
+        raise CheckpointError(f"{name} is loaded, but its first token fails: {_first_line(error)}") from error
 
 
 def _check_exact(model: TorchModel) -> None:
@@ -250,6 +260,7 @@ def _quiet() -> Iterator[None]:
     """No bars and no reports of ``transformers``: the progress is ours, and what is missing becomes an error."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that it does without
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
