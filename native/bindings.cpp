@@ -336,6 +336,43 @@ nb::ndarray<nb::numpy, float> forward(Model& model, nb::list caches, nb::list to
     return logits;
 }
 
+Sampling sampling_of(nb::handle options) {
+    Sampling s;
+    s.greedy = nb::cast<bool>(options.attr("greedy"));
+    s.temperature = nb::cast<double>(options.attr("temperature"));
+    s.top_k = nb::cast<size_t>(options.attr("top_k"));
+    s.top_p = nb::cast<double>(options.attr("top_p"));
+    s.min_p = nb::cast<double>(options.attr("min_p"));
+    s.seed = nb::cast<uint64_t>(options.attr("seed"));
+    s.position = nb::cast<uint32_t>(options.attr("position"));
+    return s;
+}
+
+// Runs are (cache, tokens, max_tokens, sampling); the drafts come back as lists of ids. `wants_more(run, confidence)`.
+std::vector<std::vector<int32_t>> draft(Model& model, const std::vector<nb::tuple>& wanted, size_t width, nb::object names, nb::callable wants_more) {
+    std::vector<DraftRun> runs;
+    for (const nb::tuple& run : wanted) {
+        runs.push_back({nb::cast<KVCache*>(run[0]), nb::cast<std::vector<int32_t>>(run[1]), nb::cast<size_t>(run[2]), sampling_of(run[3]), {}});
+        if (runs.back().unread.empty() || runs.back().max_tokens == 0) throw std::invalid_argument("a draft needs a token to begin with and room for one more");
+    }
+    const int32_t* ids = nullptr;
+    if (!names.is_none()) {
+        const auto array = nb::cast<Tokens>(names, false);  // a copy would not live long enough
+        if (array.size() != width) throw std::invalid_argument("there must be as many names as entries of the vocabulary");
+        ids = array.data();
+    }
+    {
+        const nb::gil_scoped_release release;
+        model.draft(runs, width, ids, [&](size_t run, float confidence) {
+            const nb::gil_scoped_acquire acquire;
+            return nb::cast<bool>(wants_more(run, confidence));
+        });
+    }
+    std::vector<std::vector<int32_t>> drafts;
+    for (DraftRun& run : runs) drafts.push_back(std::move(run.drawn));
+    return drafts;
+}
+
 }  // namespace
 }  // namespace draftsmith
 
@@ -374,6 +411,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("cache_bytes_in_use", [](const Model& model) { return model.cache_blocks()->bytes(); })
         .def("set_profiling", &Model::set_profiling, "on"_a)
         .def("profile", &profile_dict)
+        .def("draft", &draft, "runs"_a, "width"_a, "names"_a.none(), "wants_more"_a)
         .def("forward", &forward, "caches"_a, "tokens"_a, "num_logits"_a, "width"_a);
     m.def("make_model", &make_model, "shape"_a, "tensors"_a, "buffer"_a, "inverse_frequencies"_a, "windows"_a, "instruction_set"_a, "team"_a,
           nb::keep_alive<0, 3>());

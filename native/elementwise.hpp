@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "formats.hpp"
+#include "kernels.hpp"
 
 namespace draftsmith {
 namespace {
@@ -102,6 +103,20 @@ template <class S> float store_codes(const float* x, int8_t* codes, size_t n) {
     const auto inverse = S::splat(zeros ? 0.0f : 127.0f / largest);
     for (size_t i = 0; i < n; i += 16) S::store_i8(codes + i, S::to_int(S::mul(S::load(x + i), inverse)));
     return zeros ? 0.0f : largest / 127.0f;
+}
+
+template <class S> void group_maxima(const float* row, size_t groups, float* out) {
+    for (size_t i = 0; i < groups; ++i, row += kRowGroup) {
+        auto most = S::load(row);
+        for (int j = 16; j < kRowGroup; j += 16) most = S::max(most, S::load(row + j));
+        out[i] = S::tree_max(most);
+    }
+}
+
+template <class S> float exp_sum(const float* row, size_t n, float shift) {
+    auto total = S::splat(0.0f);
+    for (size_t i = 0; i < n; i += 16) total = S::add(total, exp<S>(S::sub(S::load(row + i), S::splat(shift))));
+    return S::tree_sum(total);
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ template <class S> constexpr Kernels kernel_table() {
         .attention_finish = attention_finish<S>,
         .store_half = store_half<S>,
         .store_codes = store_codes<S>,
+        .group_maxima = group_maxima<S>,
+        .exp_sum = exp_sum<S>,
         .peak_int8 = peak_int8<S>,
         .peak_float = peak_float<S>,
         .read_lines = read_lines<S>,

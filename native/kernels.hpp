@@ -22,6 +22,8 @@ constexpr int padded_head(int head_dim) { return (head_dim + kGroup - 1) / kGrou
 constexpr size_t int8_key_scales(int head_dim) { return static_cast<size_t>(padded_head(head_dim) / kGroup * kBlockPositions) * 2; }  // bytes
 constexpr size_t int8_value_scales() { return kBlockPositions * 2; }
 
+constexpr int kRowGroup = 64;  // entries of a row of logits whose largest is looked at together
+
 // Query rows against one piece of one key-value head. In a block keys lie [D][64], values [64][D].
 struct AttentionJob {
     const float* const* queries;         // [rows] -> [D], already scaled
@@ -64,6 +66,10 @@ struct Kernels {
     void (*store_half)(const float* x, uint16_t* y, size_t n);  // n a multiple of 16
     // Symmetric 8-bit codes of n values (a multiple of 16) with one scale, which is returned.
     float (*store_codes)(const float* x, int8_t* codes, size_t n);
+    // out[i] = the largest of the kRowGroup entries from i * kRowGroup on.
+    void (*group_maxima)(const float* row, size_t groups, float* out);
+    // Sum of exp(row[i] - shift); n a multiple of 16.
+    float (*exp_sum)(const float* row, size_t n, float shift);
     // Peaks to compare with; see peaks.hpp. A round is kChains products of 64, or of 16 floats.
     void (*peak_int8)(size_t rounds, const int8_t* x, float* out);
     void (*peak_float)(size_t rounds, const float* x, float* out);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "pack.hpp"
@@ -20,7 +21,7 @@ size_t chunk_tiles(size_t tiles, int team) { return std::clamp<size_t>(tiles / (
 
 Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team)
     : shape_(shape), weights_(std::move(weights)), kernels_(kernels), team_(std::move(team)),
-      cache_blocks_(std::make_shared<BlockPool>(CacheShape{shape.layers, shape.kv_heads, shape.head_dim, shape.cache_type})) {
+      cache_blocks_(std::make_shared<BlockPool>(CacheShape{shape.layers, shape.kv_heads, shape.head_dim, shape.cache_type})), chooser_(kernels) {
     const size_t q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim;
     const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
     if (shape.head_dim % 16 || shape.head_dim > kMaxHeadDim) refuse("the head dimension is " + std::to_string(shape.head_dim) + "; the engine takes multiples of 16 up to 256");
@@ -106,6 +107,40 @@ void Model::forward(const std::vector<TokenRun>& runs, size_t width, float* logi
         }
     }
     if (!pass.rows.empty()) flush();
+}
+
+void Model::draft(std::vector<DraftRun>& runs, size_t width, const int32_t* names, const std::function<bool(size_t, float)>& wants_more) {
+    const std::lock_guard<std::mutex> lock(one_draft_);
+    const size_t padded = (width + kRowGroup - 1) / kRowGroup * kRowGroup;
+    std::vector<size_t> active(runs.size());
+    std::iota(active.begin(), active.end(), size_t{0});
+    std::vector<TokenRun> step;
+    for (DraftRun& run : runs) run.drawn.reserve(run.max_tokens);
+    draft_logits_.resize(std::max(draft_logits_.size(), runs.size() * padded));
+    while (!active.empty()) {
+        step.clear();
+        for (size_t i : active) {
+            const DraftRun& run = runs[i];
+            const bool begins = run.drawn.empty();
+            step.push_back({run.cache, begins ? run.unread.data() : &run.drawn.back(), begins ? run.unread.size() : 1, 1});
+        }
+        forward(step, width, draft_logits_.data());
+        for (size_t r = active.size(); r-- > 0;) {  // from the last one on: each row is moved to where its padding fits
+            float* row = draft_logits_.data() + r * padded;
+            std::memmove(row, draft_logits_.data() + r * width, width * sizeof(float));
+            std::fill(row + width, row + padded, -1e30f);
+        }
+        size_t left = 0;
+        for (size_t r = 0; r < active.size(); ++r) {
+            DraftRun& run = runs[active[r]];
+            Sampling sampling = run.sampling;
+            sampling.position += static_cast<uint32_t>(run.drawn.size());
+            const Chosen chosen = chooser_.choose(draft_logits_.data() + r * padded, padded, sampling, names);
+            run.drawn.push_back(chosen.token);
+            if (wants_more(active[r], chosen.confidence) && run.drawn.size() < run.max_tokens) active[left++] = active[r];
+        }
+        active.resize(left);
+    }
 }
 
 void Model::run_pass(const Pass& pass, size_t width, float* logits) {

@@ -3,12 +3,14 @@
 // Shape legend: m rows (tokens of all runs of a step), H hidden size, Q = heads x D, KV = kv_heads x D, I intermediate size.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "cache.hpp"
+#include "choose.hpp"
 #include "kernels.hpp"
 #include "profile.hpp"
 #include "threads.hpp"
@@ -50,6 +52,15 @@ struct TokenRun {
     size_t num_logits;  // rows wanted, of the last tokens
 };
 
+// A draft to be written: what is read first, and how each token is chosen.
+struct DraftRun {
+    KVCache* cache;
+    std::vector<int32_t> unread;  // at least one
+    size_t max_tokens;            // at least one
+    Sampling sampling;            // its position is that of the first draft token
+    std::vector<int32_t> drawn;   // the draft
+};
+
 class Model {
 public:
     Model(const ModelShape& shape, ModelWeights weights, const Kernels& kernels, std::shared_ptr<ThreadTeam> team);
@@ -61,6 +72,11 @@ public:
     // Append every run to its cache; `logits` gets the wanted rows [sum of num_logits][width], run after run, each of the
     // first `width` entries of the vocabulary. Throws std::invalid_argument or std::bad_alloc with no cache changed.
     void forward(const std::vector<TokenRun>& runs, size_t width, float* logits);
+
+    // Write drafts side by side: read what each run has not read, draw a token from the first `width` entries of its logits, and
+    // go on from that as long as there is room and `wants_more(run, confidence of the token just drawn)` says so. The last
+    // token drawn is not read. `names` [width] or null: see Chooser. Throws what forward and choose throw.
+    void draft(std::vector<DraftRun>& runs, size_t width, const int32_t* names, const std::function<bool(size_t, float)>& wants_more);
 
     // Seconds that the phases have taken since profiling was last turned on; all 0 when it is off.
     void set_profiling(bool on);
@@ -110,6 +126,9 @@ private:
     std::mutex one_forward_;
     std::unique_ptr<Scratch> scratch_;
     std::unique_ptr<Profile> profile_;  // null when nobody wants to know
+    std::mutex one_draft_;
+    Chooser chooser_;
+    std::vector<float> draft_logits_;
     std::vector<float> cos_, sin_;  // [position][D / 2]
 };
 

@@ -11,10 +11,10 @@
 namespace draftsmith {
 namespace {
 
-// Some 20 to 50 microseconds: longer than the imbalance of a phase or the pause between two steps. After that sleeping is
-// right, not yielding: the kernel places a thread that wakes on an idle core, but leaves two that yield to each other on
+// Some 100 to 300 microseconds: longer than the imbalance of a phase, and than what is done in Python between two steps (a
+// thread that has to be woken up costs the next step a tenth of a millisecond). After that sleeping is right, not yielding: the kernel places a thread that wakes on an idle core, but leaves two that yield to each other on
 // the same one.
-constexpr int kSpins = 2000;
+constexpr int kSpins = 12000;
 
 inline void relax() {
 #if defined(__x86_64__)

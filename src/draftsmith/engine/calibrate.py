@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from draftsmith.model.protocol import Model, TokenRun
+from draftsmith.model.protocol import DraftingModel, DraftRun, Model, TokenChoice, TokenRun
 from draftsmith.speculate import AutoLength, CostModel, Costs
 from draftsmith.speculate.drafters.model import common_vocabulary, softmax_at
 from draftsmith.types import Draft, Verdict
@@ -20,6 +20,7 @@ _DRAFT_SIZES = (1, 16)
 _REPEATS = 5
 _BUDGET_S = 0.8  # once this is used up, no size is measured a third time
 _CONTEXT = 64  # tokens in the cache while measuring
+_GREEDY = TokenChoice(greedy=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,11 @@ class _Timer:
         self._cache.truncate(self._context)
         rows = 1 if self._draft else self.size
         began = time.perf_counter()
+        if self._draft and isinstance(self._model, DraftingModel):
+            run = DraftRun(self._cache, [0] * self.size, 1, _GREEDY, lambda _: False, self._limit)
+            self._model.draft([run])
+            self.seconds.append(time.perf_counter() - began)
+            return
         [logits] = self._model.forward(
             [TokenRun(self._cache, [0] * self.size, num_logits=rows, vocab_limit=self._limit)]
         )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.task import Task
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import DraftRun, Model, TokenRun
 from draftsmith.speculate import (
     AutoLength,
     CostModel,
     Drafter,
     DraftSession,
+    DraftSteps,
     FixedLength,
     LengthPolicy,
     SteppedDraftSession,
     begin_text,
 )
+from draftsmith.speculate.drafters.model import drafting
 from draftsmith.types import Draft, VerificationRule
 
 __all__ = ["BatchCosts", "BatchDrafter"]
-
-Steps = Generator[TokenRun, Logits, Draft]
 
 
 class BatchCosts:
@@ -118,7 +118,7 @@ class BatchDrafter:
             if known[task] is None:
                 begin_text(policies[task], len(task.ids) - task.drafter_read)
         drafts: dict[Task, Draft | Exception] = {}
-        stepped: dict[Task, tuple[Model, Steps]] = {}
+        stepped: dict[Task, tuple[Model, DraftSteps]] = {}
         may_read = True
         for task in ready:
             session, policy = task.session, policies[task]
@@ -160,34 +160,40 @@ class BatchDrafter:
         return self._learnt.successor()
 
 
-def _draft_together(sessions: Mapping[Task, tuple[Model, Steps]]) -> dict[Task, Draft | Exception]:
+def _draft_together(sessions: Mapping[Task, tuple[Model, DraftSteps]]) -> dict[Task, Draft | Exception]:
     """The draft of every session, or what went wrong with it; those on one model share its forwards."""
     results: dict[Task, Draft | Exception] = {}
-    groups: dict[int, tuple[Model, dict[Task, Steps]]] = {}
+    groups: dict[int, tuple[Model, dict[Task, DraftSteps]]] = {}
     for task, (model, steps) in sessions.items():
         groups.setdefault(id(model), (model, {}))[1][task] = steps
     for model, group in groups.values():
-        answers: dict[Task, Logits | None] = dict.fromkeys(group)
+        answers: dict[Task, object] = dict.fromkeys(group)
         while answers:
-            runs = _next_runs(group, answers, results)
+            wanted = _next_wanted(group, answers, results)
+            answers = {}
+            runs = {task: run for task, run in wanted.items() if isinstance(run, TokenRun)}
+            whole = {task: run for task, run in wanted.items() if isinstance(run, DraftRun)}
             try:
-                answers = dict(zip(runs, model.forward(list(runs.values())), strict=True)) if runs else {}
+                if runs:
+                    answers |= zip(runs, model.forward(list(runs.values())), strict=True)
+                if whole:
+                    answers |= zip(whole, drafting(model).draft(list(whole.values())), strict=True)
             except Exception as error:
-                results |= dict.fromkeys(runs, error)
+                results |= dict.fromkeys(wanted, error)
                 break
     return results
 
 
-def _next_runs(
-    group: Mapping[Task, Steps], answers: Mapping[Task, Logits | None], results: dict[Task, Draft | Exception]
-) -> dict[Task, TokenRun]:
-    """Answer every step with its logits (None: it has not begun); who ends goes into ``results``."""
-    runs: dict[Task, TokenRun] = {}
-    for task, logits in answers.items():
+def _next_wanted(
+    group: Mapping[Task, DraftSteps], answers: Mapping[Task, object], results: dict[Task, Draft | Exception]
+) -> dict[Task, TokenRun | DraftRun]:
+    """Give every draft in the making its answer (None: it has not begun); who ends goes into ``results``."""
+    wanted: dict[Task, TokenRun | DraftRun] = {}
+    for task, answer in answers.items():
         try:
-            runs[task] = next(group[task]) if logits is None else group[task].send(logits)
+            wanted[task] = group[task].send(answer)
         except StopIteration as drafted:
             results[task] = drafted.value
         except Exception as error:
             results[task] = error
-    return runs
+    return wanted

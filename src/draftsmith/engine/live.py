@@ -17,6 +17,7 @@ __all__ = ["LiveCosts"]
 _WINDOW = 16  # rounds of a kind that are remembered: a pause of the whole machine is soon outvoted
 _ENOUGH = 4  # fewer rounds of a kind say nothing
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
+_TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
 _LAST_OF_SIZE = (1, 4, 8)  # checks of 1, 2 to 4, 5 to 8 and more tokens are corrected apart
 
 
@@ -29,6 +30,8 @@ class LiveCosts:
         self._drafts = deque[float](maxlen=_WINDOW)
         self._draft_factor = 1.0
         self._check_factors = [1.0] * len(self._checks)
+        self._verify: list[float] = []  # v(1), v(2), ... as corrected: asked for dozens of times a round
+        self._tabulate()
         self.num_seen = 0
 
     def see(self, times: RoundTimes) -> None:
@@ -54,7 +57,7 @@ class LiveCosts:
 
     def verify_cost(self, num_tokens: int) -> float:
         """See ``Costs``."""
-        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
+        return self._verify[num_tokens - 1] if num_tokens <= _TABLE else self._corrected(num_tokens)
 
     def steps(self) -> StepCosts:
         """What is known now, as if it had been measured like this."""
@@ -75,6 +78,13 @@ class LiveCosts:
         for i, kind in enumerate(self._checks[1:], start=1):
             seen = _typical(kind)
             self._check_factors[i] = _bounded(seen / plain) if seen is not None and plain is not None else 1.0
+        self._tabulate()
+
+    def _corrected(self, num_tokens: int) -> float:
+        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
+
+    def _tabulate(self) -> None:
+        self._verify = [self._corrected(size) for size in range(1, _TABLE + 1)]
 
 
 def _kind(size: int) -> int:

@@ -1,6 +1,6 @@
 """Types of the extension module (``native/bindings.cpp``)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,13 @@ class Model:
     def cache_bytes_in_use(self) -> int: ...
     def set_profiling(self, on: bool) -> None: ...
     def profile(self) -> dict[str, Any]: ...
+    def draft(
+        self,
+        runs: Sequence[tuple[KVCache, Sequence[int], int, object]],
+        width: int,
+        names: npt.NDArray[np.int32] | None,
+        wants_more: Callable[[int, float], bool],
+    ) -> list[list[int]]: ...
     def forward(
         self,
         caches: Sequence[KVCache],

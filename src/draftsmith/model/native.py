@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
-from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
+from draftsmith.errors import CheckpointError, OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model import _native
 from draftsmith.model.packed import PackedModel, load_packed
-from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.model.protocol import DraftRun, Logits, TokenRun
 from draftsmith.model.storage import CacheDtype, Dtype, Quantize
 from draftsmith.quant import BlockType
 
@@ -174,8 +175,26 @@ class NativeModel:
             rows = self._engine.forward(caches, tokens, counts, max(widths, default=1))
         except MemoryError as error:
             raise OutOfMemory("there is not enough memory to lengthen the KV cache; shorten the context") from error
-        ends = np.cumsum(counts)
+        ends = accumulate(counts)
         return [rows[end - count : end, :width] for end, count, width in zip(ends, counts, widths, strict=True)]
+
+    def draft(self, runs: Sequence[DraftRun], names: npt.NDArray[np.int32] | None = None) -> list[list[int]]:
+        """See ``protocol.DraftingModel``. ``names`` int32 [V]: by which ids the noise knows the entries of the logits.
+
+        All steps of all drafts are one call of the engine, which asks ``wants_more`` between them.
+        """
+        width = max(self.vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs)
+        if not 1 <= width <= self.vocab_size:
+            raise ValueError(f"logits of {width} entries were asked for; the vocabulary has {self.vocab_size}")
+        wanted = [(_native_cache(run), run.token_ids, run.max_tokens, run.choice) for run in runs]
+        try:
+            return self._engine.draft(wanted, width, names, lambda i, confidence: runs[i].wants_more(confidence))
+        except MemoryError as error:
+            raise OutOfMemory("there is not enough memory to lengthen the KV cache; shorten the context") from error
+        except OverflowError as error:
+            raise CheckpointError(
+                "The draft model's logits are not finite numbers; its files may be damaged, so fetch them again"
+            ) from error
 
 
 def _bytes_read(packed: PackedModel) -> int:
@@ -189,7 +208,7 @@ def _bytes_read(packed: PackedModel) -> int:
     return sum(size for name, size in sizes.items() if tied or name != "model.embed_tokens.weight")
 
 
-def _native_cache(run: TokenRun) -> _native.KVCache:
+def _native_cache(run: TokenRun | DraftRun) -> _native.KVCache:
     if not isinstance(run.cache, _native.KVCache):
         raise TypeError(f"the cache of a run is a {type(run.cache).__name__}; make it with this model's new_cache()")
     return run.cache

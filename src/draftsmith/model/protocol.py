@@ -5,14 +5,14 @@ Shape legend: T tokens in a run, R rows of logits asked for, V vocabulary entrie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KVCache", "Logits", "Model", "TokenRun"]
+__all__ = ["DraftRun", "DraftingModel", "KVCache", "Logits", "Model", "TokenChoice", "TokenRun"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -76,5 +76,51 @@ class Model(Protocol):
         Row j of a run belongs to its token T - R + j and tells what follows that token. On the native backend the bits
         of a row depend on the checkpoint and the tokens before it alone. Raises ValueError when a run does not fit its
         cache or holds an id outside the vocabulary; then no cache has changed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """How a draft token is chosen from a row of logits alone: names and meaning of ``SamplingParams``.
+
+    Sampled tokens are drawn with the target's noise (``sampling.Noise``) for ``seed`` and ``position``, the place of
+    the draft's first token in prompt and reply. What has next to no chance may be left out: a draft decides nothing.
+    """
+
+    greedy: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRun:
+    """A draft to be written in one call: append ``token_ids`` (at least one) to ``cache``, then draw and append.
+
+    At most ``max_tokens`` >= 1 tokens are drawn, from the first ``vocab_limit`` entries of the logits where one is
+    given. ``wants_more(confidence)`` is called for each of them, and answers whether another is wanted. The confidence
+    is the token's probability: by the softmax of the row for a greedy choice, else as the options leave it.
+    """
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    max_tokens: int
+    choice: TokenChoice
+    wants_more: Callable[[float], bool]
+    vocab_limit: int | None = None
+
+
+@runtime_checkable
+class DraftingModel(Model, Protocol):
+    """A model that can write whole drafts, faster than by one forward after the other."""
+
+    def draft(self, runs: Sequence[DraftRun]) -> list[list[int]]:
+        """The tokens drawn, run by run. The last one of each is not in its cache, all others are.
+
+        Raises what ``forward`` raises; CheckpointError when logits are not finite numbers.
         """
         ...

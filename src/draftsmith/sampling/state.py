@@ -37,6 +37,11 @@ class TextState:
         """Tokens pushed and not popped."""
         return self._length
 
+    @property
+    def rows_suffice(self) -> bool:
+        """Whether ``distribution`` depends on the row and on temperature, top_k, top_p and min_p alone."""
+        return not self._restricts and self._history is None and not self._params.logit_bias
+
     def distribution(self, logits: npt.NDArray[np.float32]) -> Distribution:
         """The distribution of the next token, from its raw ``logits`` [V]. Raises what ``process`` raises."""
         return process(logits, self._params, self._history, self._restrict if self._restricts else None)

@@ -4,6 +4,7 @@ from draftsmith.speculate.adaptive import AutoLength
 from draftsmith.speculate.drafters import (
     Drafter,
     DraftSession,
+    DraftSteps,
     MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
@@ -27,6 +28,7 @@ __all__ = [
     "CostModel",
     "Costs",
     "DraftSession",
+    "DraftSteps",
     "Drafter",
     "FixedLength",
     "LengthPolicy",

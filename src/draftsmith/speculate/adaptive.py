@@ -199,12 +199,13 @@ class AutoLength:
         the one before. ``speed`` is that of elsewhere: of rounds of the same kind, since copies come in stretches, and
         so do places where there is nothing to copy. Not positive: no number of tokens pays.
         """
-        rate = max(1.0, speed)
-        gain, best = 0.0, -math.inf
+        rate, verify_cost = max(1.0, speed), self._costs.verify_cost
+        gain, best, before = 0.0, -math.inf, verify_cost(drafted + 1)
         for k in range(drafted + 1, self._max_length + 1):
             reach *= next(chances)
-            gain += reach - rate * (draft_step + self._costs.verify_cost(k + 1) - self._costs.verify_cost(k))
-            best = max(best, gain)
+            cost = verify_cost(k + 1)
+            gain += reach - rate * (draft_step + cost - before)
+            best, before = max(best, gain), cost
         return best
 
 

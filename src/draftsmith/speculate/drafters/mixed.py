@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from draftsmith.model.protocol import Logits, Model, TokenRun
-from draftsmith.speculate.drafters.protocol import Drafter, DraftSession, SteppedDraftSession, WantsMore
+from draftsmith.model.protocol import Model
+from draftsmith.speculate.drafters.protocol import Drafter, DraftSession, DraftSteps, SteppedDraftSession, WantsMore
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
 __all__ = ["MixedDraftSession", "MixedDrafter", "MixedModelSession"]
@@ -86,9 +86,7 @@ class MixedModelSession(MixedDraftSession):
         """The draft model."""
         return self._stepped.model
 
-    def steps(
-        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
-    ) -> Generator[TokenRun, Logits, Draft]:
+    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
         """See ``protocol.SteppedDraftSession``."""
         draft = self._draft_free(token_ids, max_tokens, wants_more)
         if draft.token_ids:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import DraftingModel, DraftRun, Model, TokenChoice, TokenRun
 from draftsmith.sampling import Noise, NoiseSource, TextState, probability_of
-from draftsmith.speculate.drafters.protocol import WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
 
-__all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "common_vocabulary", "drive", "softmax_at"]
+__all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "common_vocabulary", "drafting", "drive", "softmax_at"]
 
 LARGE_VOCABULARY = 65_536
 COMMON_IDS = 49_152
@@ -84,21 +84,55 @@ class ModelDraftSession:
         """See ``protocol.DraftSession.draft``. Unread text and the first step are one forward."""
         return drive(self._model, self.steps(token_ids, max_tokens, wants_more))
 
-    def steps(
-        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
-    ) -> Generator[TokenRun, Logits, Draft]:
+    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
         """See ``protocol.SteppedDraftSession.steps``."""
-        drawn: list[int] = []
-        distributions: list[Distribution] = []
-        confidences: list[float] = []
-        self._pending = drawn
+        self._pending = []
         if not self._can_read(token_ids):
             return Draft(())
         room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
         self._catch_up_history(token_ids)
-        unread = token_ids[len(self._held) :]
         limit = self._vocab_limit(token_ids)
-        while len(drawn) < room and self._text.allows_any(limit) and wants_more(confidences, None):
+        if room < 1 or not self._text.allows_any(limit) or not wants_more([], None):
+            return Draft(())
+        if self._draws_from_rows_alone:
+            return (yield from self._in_one_call(token_ids, room, limit, wants_more))
+        return (yield from self._token_by_token(token_ids, room, limit, wants_more))
+
+    def _in_one_call(self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore) -> DraftSteps:
+        params, confidences = self._params, list[float]()
+
+        def wants_another(confidence: float) -> bool:
+            confidences.append(confidence)
+            return len(confidences) < room and wants_more(confidences, None)
+
+        choice = TokenChoice(
+            greedy=params.greedy,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed or 0,
+            position=len(token_ids),
+        )
+        unread = token_ids[len(self._held) :]
+        try:
+            drawn = yield DraftRun(self._cache, unread, room, choice, wants_another, min(limit, self._vocab_size))
+        except BaseException:  # the call went wrong somewhere on its way
+            self._keep(len(self._held))
+            raise
+        self._held += [*unread, *drawn[:-1]]
+        self._pending = drawn
+        for token_id in drawn:
+            self._text.push(token_id)
+        return Draft(tuple(drawn), None, tuple(confidences))
+
+    def _token_by_token(self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore) -> DraftSteps:
+        """The same where the distribution has to be known (rejection) or depends on the text (penalties, grammars)."""
+        drawn = self._pending
+        distributions: list[Distribution] = []
+        confidences: list[float] = []
+        unread = token_ids[len(self._held) :]
+        while not drawn or (len(drawn) < room and self._text.allows_any(limit) and wants_more(confidences, None)):
             run = TokenRun(self._cache, unread if not drawn else drawn[-1:], vocab_limit=limit)
             logits = (yield run)[0, : self._vocab_size]
             self._held += run.token_ids
@@ -125,6 +159,13 @@ class ModelDraftSession:
         self._num_prompt = len(request.prompt_ids)
         self._text = TextState(request, drafting=True)
         self._pending = []
+        # The model may draw by itself where it would draw the same: no history to heed, no distribution to hand in.
+        self._draws_from_rows_alone = (
+            isinstance(self._model, DraftingModel)
+            and isinstance(self._noise, Noise)
+            and self._text.rows_suffice
+            and (self._params.greedy or self._rule == "coupled")
+        )
 
     def _can_read(self, token_ids: Sequence[int]) -> bool:
         """Whether the text fits this model: its context, and its vocabulary where the target's is wider."""
@@ -160,16 +201,26 @@ def common_vocabulary(vocab_size: int) -> int:
     return vocab_size if vocab_size <= LARGE_VOCABULARY else max(COMMON_IDS, vocab_size // 3)
 
 
-def drive(model: Model, steps: Generator[TokenRun, Logits, Draft]) -> Draft:
+def drive(model: Model, steps: DraftSteps) -> Draft:
     """Run ``steps`` (``protocol.SteppedDraftSession``) to the end."""
-    logits: Logits | None = None
+    answer: object = None
     while True:
         try:
-            run = next(steps) if logits is None else steps.send(logits)
+            wanted = steps.send(answer)
         except StopIteration as drafted:
             draft: Draft = drafted.value
             return draft
-        [logits] = model.forward([run])
+        if isinstance(wanted, TokenRun):
+            [answer] = model.forward([wanted])
+        else:
+            [answer] = drafting(model).draft([wanted])
+
+
+def drafting(model: Model) -> DraftingModel:
+    """``model``, which a DraftRun was asked of."""
+    if not isinstance(model, DraftingModel):
+        raise TypeError(f"{type(model).__name__} cannot write drafts by itself")
+    return model
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

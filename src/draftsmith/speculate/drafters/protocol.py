@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import DraftRun, Model, TokenRun
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
-__all__ = ["DraftSession", "Drafter", "SteppedDraftSession", "WantsMore"]
+__all__ = ["DraftSession", "DraftSteps", "Drafter", "SteppedDraftSession", "WantsMore"]
+
+DraftSteps: TypeAlias = Generator[TokenRun | DraftRun, Any, Draft]
+"""A draft in the making: every TokenRun is answered with its logits, every DraftRun with the tokens drawn."""
 
 
 class WantsMore(Protocol):
@@ -57,10 +60,8 @@ class SteppedDraftSession(DraftSession, Protocol):
         """The model that the runs are for."""
         ...
 
-    def steps(
-        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
-    ) -> Generator[TokenRun, Logits, Draft]:
-        """``draft``, step by step: every run that it yields is answered with the run's logits; it returns the draft."""
+    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
+        """``draft``, step by step: what it yields is for ``model`` to do; it returns the draft."""
         ...
 
 

@@ -6,12 +6,14 @@ Shape legend: V entries of the target's vocabulary, M rows of the draft's embedd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from draftsmith.checkpoint.draft_vocabulary import DraftVocabulary
-from draftsmith.model.protocol import KVCache, Logits, Model, TokenRun
+from draftsmith.model.protocol import DraftRun, KVCache, Logits, Model, TokenRun
 
 __all__ = ["PrunedModel"]
 
@@ -26,6 +28,8 @@ class _Counted(Model, Protocol):
 
     def cache_bytes(self, positions: int) -> int: ...
 
+    def draft(self, runs: Sequence[DraftRun], names: npt.NDArray[np.int32] | None = None) -> list[list[int]]: ...
+
 
 class PrunedModel:
     """``model``, of M ids, behind the ids of its target: reads them all, and gives the M their logits, others none.
@@ -37,6 +41,7 @@ class PrunedModel:
     def __init__(self, model: _Counted, vocabulary: DraftVocabulary) -> None:
         self._model = model
         self._rows, self._token_ids = vocabulary.rows, vocabulary.token_ids
+        self._names = vocabulary.token_ids.astype(np.int32)
         self.vocab_size = len(vocabulary.rows)
 
     @property
@@ -62,6 +67,11 @@ class PrunedModel:
         inner = [TokenRun(run.cache, self._read(run.token_ids), run.num_logits) for run in runs]
         logits = self._model.forward(inner)
         return [self._spread(rows)[:, : run.vocab_limit] for rows, run in zip(logits, runs, strict=True)]
+
+    def draft(self, runs: Sequence[DraftRun]) -> list[list[int]]:
+        """See ``protocol.DraftingModel``. A row reads its own id, so a draft goes on from what it has drawn."""
+        inner = [replace(run, token_ids=self._read(run.token_ids), vocab_limit=None) for run in runs]
+        return [self._token_ids[drawn].tolist() for drawn in self._model.draft(inner, self._names)]
 
     def _read(self, token_ids: Sequence[int]) -> Sequence[int]:
         """The row that reads each id."""

@@ -7,12 +7,12 @@ tokens, and these are the draft. It is a function of the text so far, so under t
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate.drafters.foreign import DraftReading
 from draftsmith.speculate.drafters.model import drive, softmax_at
-from draftsmith.speculate.drafters.protocol import WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, WantsMore
 from draftsmith.speculate.retokenize import ByteEncoder
 from draftsmith.speculate.vocabulary import VocabularyMap
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
@@ -81,9 +81,7 @@ class TextDraftSession:
         """See ``protocol.DraftSession``."""
         return drive(self._model, self.steps(token_ids, max_tokens, wants_more))
 
-    def steps(
-        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
-    ) -> Generator[TokenRun, Logits, Draft]:
+    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
         """See ``protocol.SteppedDraftSession``. ``wants_more`` hears of the draft model's tokens, one by one."""
         if max_tokens < 1 or not wants_more([], None):
             return Draft(())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 
-from draftsmith.model.protocol import Logits, Model, TokenRun
+from draftsmith.model.protocol import Model
 from draftsmith.speculate.drafters.foreign import ForeignModel
 from draftsmith.speculate.drafters.model import ModelDrafter
-from draftsmith.speculate.drafters.protocol import SteppedDraftSession, WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, SteppedDraftSession, WantsMore
 from draftsmith.speculate.drafters.text import TextDrafter
 from draftsmith.speculate.vocabulary import VocabularyMap
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
@@ -81,9 +81,7 @@ class TranslatedDraftSession:
         """See ``protocol.DraftSession``."""
         return self._sessions[self._way].draft(token_ids, max_tokens, wants_more)
 
-    def steps(
-        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
-    ) -> Generator[TokenRun, Logits, Draft]:
+    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
         """See ``protocol.SteppedDraftSession``."""
         return self._sessions[self._way].steps(token_ids, max_tokens, wants_more)
 
