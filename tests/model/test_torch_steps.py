@@ -55,7 +55,9 @@ def test_speculation_writes_the_same() -> None:
     texts = []
     for graphs in (False, True):
         model = TorchModel(random_module("llama"), max_context=CONTEXT, graphs=graphs)
-        drafter = ModelDrafter(stepped(), target_vocab_size=VOCAB_SIZE)
+        draft = stepped()
+        draft.writes_ahead = graphs  # as on a GPU
+        drafter = ModelDrafter(draft, target_vocab_size=VOCAB_SIZE)
         session = drafter.start(request, "coupled")
         rounds = generate(model, model.new_cache(), request, session=session, policy=FixedLength(5))
         texts.append([token for written in rounds for token in written.token_ids])

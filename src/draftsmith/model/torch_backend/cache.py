@@ -180,6 +180,7 @@ class TorchCache:
         """``kinds``: see ``layer_kinds``. ``pool``: where buffers come from; without one they grow by themselves."""
         self._capacity = capacity
         self._pool = pool
+        self.draft_length = 4  # of the last draft that was written to it: a guess at the next one's
         self._slab: Slab | None = None
         self._set([_layer(kind, capacity, whole_blocks) for kind in kinds])
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
-from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.model.protocol import DraftRun, Logits, TokenRun
 from draftsmith.model.torch_backend.cache import BLOCK, TorchCache, layer_kinds
-from draftsmith.model.torch_backend.steps import WARM_UP, WIDTHS, SlabPool, can_step
+from draftsmith.model.torch_backend.chain import CacheChain, Chain, Chosen, SlabChain
+from draftsmith.model.torch_backend.drafts import write_draft
+from draftsmith.model.torch_backend.replay import WARM_UP
+from draftsmith.model.torch_backend.steps import WIDTHS, SlabPool, can_step
 
 __all__ = ["TorchModel"]
 
@@ -56,10 +60,12 @@ class TorchModel:
             raise UnsupportedModel(f"{name} has no keys and values that can be cut back; take another model")
         self.device: torch.device = inputs.weight.device
         self.dtype: torch.dtype = module.dtype
+        self.writes_ahead = self.device.type != "cpu" and exact_width is None
         self._num_ids = int(inputs.weight.shape[0])
         self._vocab_size = int(getattr(outputs, "out_features", 0) or outputs.weight.shape[0])
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
+        self._chosen: dict[int, Chosen] = {}  # by the vocabulary that is chosen from
         self._pool: SlabPool | None = None
         self._bytes_per_position = self._try_one_token(graphs)
 
@@ -106,11 +112,30 @@ class TorchModel:
         Raises OutOfMemory when there is no room; then no cache has changed.
         """
         caches = [self._checked(run) for run in runs]
+        with self._all_or_nothing(caches):
+            return [self._read(run, cache) for run, cache in zip(runs, caches, strict=True)]
+
+    @torch.inference_mode()
+    def draft(self, runs: Sequence[DraftRun]) -> list[list[int]]:
+        """See ``protocol.DraftingModel``; drafts are written one after another, greedy ones on the device."""
+        caches = []
+        for run in runs:
+            caches.append(self._checked(TokenRun(run.cache, run.token_ids, vocab_limit=run.vocab_limit)))
+            count = len(run.token_ids) + run.max_tokens - 1
+            if run.max_tokens < 1 or caches[-1].length + count > caches[-1].capacity:
+                raise ValueError(f"a draft of {run.max_tokens} tokens does not fit its cache of {caches[-1].capacity}")
+        with self._all_or_nothing(caches):
+            limits = [self._vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs]
+            return [write_draft(self, *each) for each in zip(runs, caches, limits, strict=True)]
+
+    @contextmanager
+    def _all_or_nothing(self, caches: Sequence[TorchCache]) -> Iterator[None]:
+        """When something goes wrong, the caches, all different, are as before, and a lack of memory is OutOfMemory."""
         if len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("two runs of one forward share a cache")
         lengths = [cache.length for cache in caches]
         try:
-            return [self._read(run, cache) for run, cache in zip(runs, caches, strict=True)]
+            yield
         except BaseException as error:
             for cache, length in zip(caches, lengths, strict=True):
                 cache.reset_length(length)
@@ -136,16 +161,46 @@ class TorchModel:
 
     def _read(self, run: TokenRun, cache: TorchCache) -> Logits:
         """float32 [R, vocab_limit or V]."""
-        ids = list(run.token_ids)
+        width = self._vocab_size if run.vocab_limit is None else run.vocab_limit
+        rows = self._rows(list(run.token_ids), run.num_logits, cache)
+        if not run.num_logits:  # nothing to wait for
+            return np.zeros((0, width), np.float32)
+        rows = rows[:, :width].float()
+        if self.device.type == "cuda":  # to memory that the GPU writes to by itself; torch keeps it for the next rows
+            rows = torch.empty(rows.shape, dtype=torch.float32, pin_memory=True).copy_(rows)
+        return np.asarray(rows.cpu().numpy(), np.float32)
+
+    def _rows(self, ids: list[int], num_logits: int, cache: TorchCache) -> torch.Tensor:
+        """[R, V] on the device."""
         cache.reserve(cache.length + len(ids))
-        if self.exact_width is not None and (run.num_logits > 1 or len(ids) <= self.exact_width):
-            rows = self._in_fixed_steps(ids, run.num_logits, cache, self.exact_width)
-        elif self._pool is not None and len(ids) <= WIDTHS[-1]:
+        if self.exact_width is not None and (num_logits > 1 or len(ids) <= self.exact_width):
+            return self._in_fixed_steps(ids, num_logits, cache, self.exact_width)
+        if self._pool is not None and len(ids) <= WIDTHS[-1]:
             width = next(width for width in WIDTHS if width >= len(ids))
-            rows = self._in_fixed_steps(ids, run.num_logits, cache, width)
+            return self._in_fixed_steps(ids, num_logits, cache, width)
+        return self._at_once(ids, num_logits, cache)
+
+    def row(self, ids: list[int], cache: TorchCache, limit: int) -> Logits:
+        """See ``drafts.Writer``."""
+        row: Logits = self._read(TokenRun(cache, ids, vocab_limit=limit), cache)[0]
+        return row
+
+    def chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> tuple[list[int], list[float]]:
+        """See ``drafts.Writer``."""
+        row = self._rows(ids, 1, cache)[0]
+        begin = cache.length
+        slab = cache.reserve(begin + count - 1) if begin + count - 1 <= self._num_positions else None
+        chain: Chain
+        if slab is not None:
+            chain = SlabChain.on(slab, limit)
         else:
-            rows = self._at_once(ids, run.num_logits, cache)
-        return np.asarray(rows[:, : run.vocab_limit].float().cpu().numpy(), np.float32)
+            chosen = self._chosen.setdefault(limit, Chosen(self.device, limit))
+            chain = CacheChain(self.module, cache.states, chosen, {"logits_to_keep": 1} if self._keeps_logits else {})
+        chain.start(row, begin)
+        for _ in range(count - 1):
+            chain.advance()
+        cache.set_length(begin + count - 1)
+        return chain.chosen.fetch(count)
 
     def _at_once(self, ids: list[int], num_logits: int, cache: TorchCache) -> torch.Tensor:
         """[R, V]; what is longer than MAX_ROWS goes through in parts, of which the last has all the rows."""
@@ -227,7 +282,9 @@ class TorchModel:
         return cache.row_bytes
 
     def _agrees(self, pool: SlabPool) -> bool:
-        """Whether steps on slabs give the logits that the model gives by itself, up to rounding, also when replayed."""
+        """Whether steps on slabs give the logits that the model gives by itself, up to rounding, also when replayed,
+        and chains of them can be replayed.
+        """
         ids, width = [i % self._num_ids for i in (5, 3, 8)], WIDTHS[-2]
         if self._num_positions < 2 * width:
             return False
@@ -239,6 +296,11 @@ class TorchModel:
         try:
             for _ in range(WARM_UP + 2):
                 rows = slab.step(ids, 0, width).float()
+            chain = SlabChain.on(slab, self._vocab_size)
+            chain.start(rows[-1], len(ids))
+            for _ in range(WARM_UP + 2):
+                chain.advance()
+            chain.chosen.fetch(WARM_UP + 3)
         except RuntimeError:  # something in the model cannot be captured
             return False
         return bool((rows - expected).abs().max() <= 0.05 * expected.abs().max())

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["WARM_UP", "WIDTHS", "Slab", "SlabPool", "can_step", "slab_size"]
+from draftsmith.model.torch_backend.replay import Replay
+
+__all__ = ["WIDTHS", "Buffers", "Slab", "SlabPool", "Step", "can_step", "slab_size"]
 
 WIDTHS = (1, 2, 4, 8)
 SMALLEST = 64
-WARM_UP = 2  # calls before a graph is captured: libraries set themselves up in the first ones
 
 Buffers = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -69,15 +70,16 @@ class SlabLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class Step:
     """A forward of W tokens on one slab. Its inputs are ``ids`` [1, W] and ``cursor`` [W]; ``logits`` [W, V] result."""
 
-    def __init__(self, module: Any, buffers: Buffers, width: int, device: torch.device) -> None:
+    def __init__(
+        self, module: Any, buffers: Buffers, width: int, device: torch.device, ids: torch.Tensor | None = None
+    ) -> None:
+        """``ids``: a tensor of the caller's, who fills it on the device, if not a new one."""
         self._module = module
-        self._device = device
-        self.ids = torch.zeros((1, width), dtype=torch.int64, device=device)
+        self.ids = torch.zeros((1, width), dtype=torch.int64, device=device) if ids is None else ids
         self.cursor = torch.arange(width, device=device)
         self._columns = torch.arange(buffers[0][0].shape[2], device=device)
         self._states = Cache(layers=[SlabLayer(keys, values, self.cursor) for keys, values in buffers])
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._calls = 0
+        self._replay = Replay(self._compute, device)
         self.logits = torch.empty(0)
 
     @torch.inference_mode()
@@ -88,19 +90,14 @@ class Step:
         """
         self.ids.copy_(torch.tensor([list(ids)]), non_blocking=True)
         self.cursor.copy_(torch.arange(begin, begin + len(ids)), non_blocking=True)
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._device.type == "cuda" and self._calls >= WARM_UP:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self.logits = self._forward()
-            self._graph.replay()  # capturing computes nothing
-        else:
-            self.logits = self._forward()
-        self._calls += 1
+        self._replay()
         return self.logits
 
-    def _forward(self) -> torch.Tensor:
+    def _compute(self) -> None:
+        self.logits = self.forward()
+
+    def forward(self) -> torch.Tensor:
+        """[W, V], of what ``ids`` and ``cursor`` hold."""
         mask = self._columns[None, None, None, :] <= self.cursor[None, None, :, None]
         output = self._module(
             input_ids=self.ids,
@@ -120,8 +117,9 @@ class Slab:
     def __init__(self, module: Any, like: Buffers, size: int, device: torch.device) -> None:
         self.size = size
         self.buffers: Buffers = [(_empty(keys, size), _empty(values, size)) for keys, values in like]
-        self._module = module
-        self._device = device
+        self.module = module
+        self.device = device
+        self.chains: dict[int, Any] = {}  # of chain.py, by the vocabulary that they choose from
         self._steps: dict[int, Step] = {}
 
     def step(self, ids: Sequence[int], begin: int, width: int) -> torch.Tensor:
@@ -130,7 +128,7 @@ class Slab:
         ``begin`` + ``width`` must not be above ``size``.
         """
         if width not in self._steps:
-            self._steps[width] = Step(self._module, self.buffers, width, self._device)
+            self._steps[width] = Step(self.module, self.buffers, width, self.device)
         rows = self._steps[width]([*ids, *([0] * (width - len(ids)))], begin)
         return rows[: len(ids)]
 

@@ -1,0 +1,121 @@
+"""Greedy tokens chosen on the device: each one feeds the next step there, and all of them come to the host together.
+
+A small model's step takes a GPU about a millisecond. To wait for its logits, choose on the host and send the choice
+back takes a good part of that again, and the GPU idles meanwhile. Here the host only says "once more".
+
+Shape legend: V entries of a row of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from draftsmith.model.torch_backend.replay import Replay
+from draftsmith.model.torch_backend.steps import Slab, Step
+
+__all__ = ["MOST", "CacheChain", "Chain", "Chosen", "SlabChain"]
+
+MOST = 64  # tokens of a chain; longer drafts are several
+
+
+class Chosen:
+    """Ids that were likeliest, the lowest of equals, with their probabilities: on the device until they are fetched."""
+
+    def __init__(self, device: torch.device, limit: int) -> None:
+        """``limit``: only the first so many entries of rows are looked at."""
+        self.next_id = torch.zeros((1, 1), dtype=torch.int64, device=device)
+        self._limit = limit
+        self._ids = torch.arange(limit, device=device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        self._taken = torch.zeros((2, MOST), dtype=torch.float32, device=device)  # ids are exact below 2**24
+
+    def restart(self) -> None:
+        """Begin a chain."""
+        self._slot.zero_()
+
+    def take(self, row: torch.Tensor) -> None:
+        """Choose from ``row`` [V]. Rows that are no numbers give some id, and no number as its probability."""
+        row = row[: self._limit].float()
+        best = row.max()
+        token_id = torch.where(row == best, self._ids, self._limit - 1).min()
+        probability = 1.0 / (row - best).exp().sum()
+        self.next_id.copy_(token_id.view(1, 1))
+        self._taken.index_copy_(1, self._slot, torch.stack((token_id.float(), probability)).view(2, 1))
+        self._slot.add_(1)
+
+    def fetch(self, count: int) -> tuple[list[int], list[float]]:
+        """The first ``count`` ids of the chain and their probabilities, in one transfer."""
+        ids, probabilities = self._taken[:, :count].tolist()
+        return [int(token_id) for token_id in ids], probabilities
+
+
+class Chain(Protocol):
+    """Steps of one token on some cache. Nothing here waits for the device but ``chosen.fetch``."""
+
+    @property
+    def chosen(self) -> Chosen:
+        """What was drawn so far."""
+        ...
+
+    def start(self, row: torch.Tensor, position: int) -> None:
+        """Begin with the likeliest id of ``row`` [V], which will stand at ``position``."""
+        ...
+
+    def advance(self) -> None:
+        """Read the id that was chosen last, and choose the next one."""
+        ...
+
+
+class SlabChain:
+    """A chain on a slab: one graph on a GPU."""
+
+    def __init__(self, slab: Slab, limit: int) -> None:
+        self.chosen = Chosen(slab.device, limit)
+        self._step = Step(slab.module, slab.buffers, 1, slab.device, ids=self.chosen.next_id)
+        self._replay = Replay(self._advance, slab.device)
+
+    @classmethod
+    def on(cls, slab: Slab, limit: int) -> SlabChain:
+        """The slab's chain for the first ``limit`` entries of the vocabulary."""
+        if limit not in slab.chains:
+            slab.chains[limit] = cls(slab, limit)
+        chain: SlabChain = slab.chains[limit]
+        return chain
+
+    def start(self, row: torch.Tensor, position: int) -> None:
+        """See ``Chain``."""
+        self.chosen.restart()
+        self.chosen.take(row)
+        self._step.cursor.fill_(position)
+
+    def advance(self) -> None:
+        """See ``Chain``."""
+        self._replay()
+
+    def _advance(self) -> None:
+        self.chosen.take(self._step.forward()[-1])
+        self._step.cursor.add_(1)
+
+
+class CacheChain:
+    """A chain on any cache, by plain calls of the model."""
+
+    def __init__(self, module: Any, states: Any, chosen: Chosen, options: Mapping[str, Any]) -> None:
+        """``states``: the cache as the model takes it. ``options``: what else the model is called with."""
+        self.chosen = chosen
+        self._module, self._states, self._options = module, states, options
+
+    def start(self, row: torch.Tensor, position: int) -> None:
+        """See ``Chain``; the cache knows the position."""
+        del position
+        self.chosen.restart()
+        self.chosen.take(row)
+
+    def advance(self) -> None:
+        """See ``Chain``."""
+        given = self.chosen.next_id
+        output = self._module(input_ids=given, past_key_values=self._states, use_cache=True, **self._options)
+        self.chosen.take(output.logits[0, -1])
