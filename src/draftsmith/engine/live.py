@@ -30,8 +30,8 @@ class LiveCosts:
         self._drafts = deque[float](maxlen=_WINDOW)
         self._draft_factor = 1.0
         self._check_factors = [1.0] * len(self._checks)
-        self._verify: list[float] = []  # v(1), v(2), ... as corrected: asked for dozens of times a round
-        self._tabulate()
+        self._base = [steps.costs.verify_cost(size) for size in range(1, _TABLE + 1)]
+        self._verify = self._base  # v(1), v(2), ... as corrected: asked for dozens of times a round
         self.num_seen = 0
 
     def see(self, times: RoundTimes) -> None:
@@ -57,7 +57,9 @@ class LiveCosts:
 
     def verify_cost(self, num_tokens: int) -> float:
         """See ``Costs``."""
-        return self._verify[num_tokens - 1] if num_tokens <= _TABLE else self._corrected(num_tokens)
+        if num_tokens <= _TABLE:
+            return self._verify[num_tokens - 1]
+        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
 
     def steps(self) -> StepCosts:
         """What is known now, as if it had been measured like this."""
@@ -78,17 +80,14 @@ class LiveCosts:
         for i, kind in enumerate(self._checks[1:], start=1):
             seen = _typical(kind)
             self._check_factors[i] = _bounded(seen / plain) if seen is not None and plain is not None else 1.0
-        self._tabulate()
-
-    def _corrected(self, num_tokens: int) -> float:
-        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
-
-    def _tabulate(self) -> None:
-        self._verify = [self._corrected(size) for size in range(1, _TABLE + 1)]
+        self._verify = [v * self._check_factors[kind] for v, kind in zip(self._base, _KINDS, strict=True)]
 
 
 def _kind(size: int) -> int:
     return sum(size > last for last in _LAST_OF_SIZE)
+
+
+_KINDS = tuple(_kind(size) for size in range(1, _TABLE + 1))
 
 
 def _typical(ratios: deque[float] | list[float]) -> float | None:
