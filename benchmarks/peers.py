@@ -36,13 +36,14 @@ THEIRS, THEIRS_DRAFT = "llama.cpp plain", "llama.cpp speculative"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What every engine is given alike; ``peer_draft_tokens`` is llama.cpp's draft length."""
+    """What every engine is given alike, but for llama.cpp's draft length and for what draftsmith drafts with."""
 
     target: Path
     draft: Path | None
     threads: int
     num_tokens: int
     peer_draft_tokens: int
+    drafter: str | None = None  # draftsmith's, where it is not the draft alone
     other_targets: tuple[Path, ...] = ()
 
 
@@ -64,7 +65,9 @@ def make_draftsmith(setting: Setting) -> dict[str, Runner]:
     plain = LLM(setting.target, draft=None, threads=setting.threads, max_context=CONTEXT)
     runners = {OURS: runner(plain)}
     if setting.draft is not None:
-        drafted = LLM(plain.target, draft=setting.draft, threads=setting.threads, max_context=CONTEXT)
+        drafted = LLM(
+            plain.target, draft=setting.drafter or setting.draft, threads=setting.threads, max_context=CONTEXT
+        )
         runners[OURS_DRAFT] = runner(drafted)
     return runners
 
@@ -206,6 +209,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--target", type=Path, required=True, help="a .gguf file")
     parser.add_argument("--draft", type=Path, help="a .gguf file with the same vocabulary")
+    parser.add_argument(
+        "--lookup", action="store_true", help="draftsmith drafts with the mix of draft and prompt lookup"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="which to run beside (default: %(default)s)")
     parser.add_argument(
         "--peer-target",
@@ -247,7 +253,13 @@ def main() -> int:
     options = parse()
     others = tuple(options.peer_target)
     setting = Setting(
-        options.target, options.draft, options.threads, options.max_new_tokens, options.peer_draft_tokens, others
+        options.target,
+        options.draft,
+        options.threads,
+        options.max_new_tokens,
+        options.peer_draft_tokens,
+        f"{options.draft}+lookup" if options.draft and options.lookup else None,
+        others,
     )
     prompts = encoded_prompts(options)
     left_out: dict[str, str] = {}
@@ -262,9 +274,15 @@ def main() -> int:
         result = summary(measure(runners, prompts, options.repeat))
     pair = options.target.name + (f" with {options.draft.name}" if options.draft else "")
     how = f"{pair}, {options.threads} threads, {options.max_new_tokens} tokens, {options.repeat} repetitions, "
+    how += "draftsmith's drafter: draft + prompt lookup, " if setting.drafter else ""
     how += f"{len(prompts)} prompts. x our plain: the mean, over prompts, of speed / draftsmith's plain speed."
     names = {"target": options.target.name, "draft": options.draft.name if options.draft else None}
-    settings = {"threads": options.threads, "max_new_tokens": options.max_new_tokens, "repeat": options.repeat}
+    settings = {
+        "threads": options.threads,
+        "max_new_tokens": options.max_new_tokens,
+        "repeat": options.repeat,
+        "lookup": options.lookup,
+    }
     missing = [f"Left out: {reason}" for reason in left_out.values()]
     report(
         f"Decoding beside other engines: {pair}",
