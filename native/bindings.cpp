@@ -19,17 +19,13 @@
 #include "logits_memory.hpp"
 #include "model.hpp"
 #include "pack.hpp"
+#include "tensor_table.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace draftsmith {
 namespace {
-
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using WritableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names{"portable"};
@@ -54,19 +50,6 @@ const Kernels& kernels_named(const std::string& name) {
         return portable_kernels();
     }
     throw std::invalid_argument("the instruction set '" + name + "' is not available on this processor");
-}
-
-FormatInfo checked_format(int type, size_t rows, size_t cols) {
-    const FormatInfo f = format_info(static_cast<BlockType>(type));
-    if (f.block_cols == 0) throw std::invalid_argument("block type " + std::to_string(type) + " is unknown to the engine");
-    if (rows == 0 || cols == 0 || cols % static_cast<size_t>(f.block_cols)) {
-        throw std::invalid_argument("a matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + " cannot be made of blocks of " + std::to_string(f.block_cols));
-    }
-    return f;
-}
-
-size_t packed_size(int type, size_t rows, size_t cols) {
-    return (rows + kTileRows - 1) / kTileRows * tile_bytes(checked_format(type, rows, cols), cols);
 }
 
 // Pack a whole matrix with the team's threads.
@@ -162,70 +145,6 @@ double read_rate(Bytes data, const std::string& set, ThreadTeam& team) {
     return static_cast<double>(bytes) / std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
-// Finds packed tensors by name and checks their sizes against the buffer and the shape of the model.
-class TensorTable {
-public:
-    TensorTable(nb::dict table, Bytes buffer) : table_(std::move(table)), buffer_(std::move(buffer)) {}
-
-    Weights matrix(const std::string& name, size_t rows, size_t cols) const {
-        const Entry e = find(name);
-        if (e.rows != rows || e.cols != cols) {
-            throw std::invalid_argument(name + " is " + std::to_string(e.rows) + " x " + std::to_string(e.cols) + ", expected " + std::to_string(rows) + " x " + std::to_string(cols));
-        }
-        checked_format(e.type, rows, cols);
-        const size_t size = packed_size(e.type, rows, cols);
-        return {static_cast<BlockType>(e.type), rows, cols, at(name, e.offset, size)};
-    }
-    // A float32 vector, stored plainly.
-    Vector vector(const std::string& name, size_t n) const {
-        const Entry e = find(name);
-        if (e.rows != 1 || e.cols != n) throw std::invalid_argument(name + " has " + std::to_string(e.cols) + " values, expected " + std::to_string(n));
-        return {reinterpret_cast<const float*>(at(name, e.offset, n * 4))};
-    }
-    Vector optional_vector(const std::string& name, size_t n) const { return has(name) ? vector(name, n) : Vector{}; }
-    bool has(const std::string& name) const { return table_.contains(name.c_str()); }
-
-private:
-    struct Entry { int type; size_t rows, cols, offset; };
-    Entry find(const std::string& name) const {
-        if (!has(name)) throw std::invalid_argument("the packed model lacks " + name);
-        const nb::tuple t = nb::cast<nb::tuple>(table_[name.c_str()]);
-        return {nb::cast<int>(t[0]), nb::cast<size_t>(t[1]), nb::cast<size_t>(t[2]), nb::cast<size_t>(t[3])};
-    }
-    const uint8_t* at(const std::string& name, size_t offset, size_t size) const {
-        if (offset % 64 || offset > buffer_.size() || size > buffer_.size() - offset) throw std::invalid_argument(name + " lies outside the packed file");
-        return buffer_.data() + offset;
-    }
-    nb::dict table_;
-    Bytes buffer_;
-};
-
-Layer read_layer(const TensorTable& table, const ModelShape& s, size_t index) {
-    const std::string prefix = "model.layers." + std::to_string(index) + ".";
-    const size_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    const auto named = [&](const char* name) { return prefix + name; };
-    Layer layer;
-    layer.attention_norm = table.vector(named("input_layernorm.weight"), s.hidden);
-    layer.mlp_norm = table.vector(named("post_attention_layernorm.weight"), s.hidden);
-    layer.q_norm = table.optional_vector(named("self_attn.q_norm.weight"), s.head_dim);
-    layer.k_norm = table.optional_vector(named("self_attn.k_norm.weight"), s.head_dim);
-    layer.q = table.matrix(named("self_attn.q_proj.weight"), q, s.hidden);
-    layer.k = table.matrix(named("self_attn.k_proj.weight"), kv, s.hidden);
-    layer.v = table.matrix(named("self_attn.v_proj.weight"), kv, s.hidden);
-    layer.o = table.matrix(named("self_attn.o_proj.weight"), s.hidden, q);
-    layer.gate = table.matrix(named("mlp.gate_proj.weight"), s.intermediate, s.hidden);
-    layer.up = table.matrix(named("mlp.up_proj.weight"), s.intermediate, s.hidden);
-    layer.down = table.matrix(named("mlp.down_proj.weight"), s.hidden, s.intermediate);
-    layer.q_bias = table.optional_vector(named("self_attn.q_proj.bias"), q);
-    layer.k_bias = table.optional_vector(named("self_attn.k_proj.bias"), kv);
-    layer.v_bias = table.optional_vector(named("self_attn.v_proj.bias"), kv);
-    layer.o_bias = table.optional_vector(named("self_attn.o_proj.bias"), s.hidden);
-    layer.gate_bias = table.optional_vector(named("mlp.gate_proj.bias"), s.intermediate);
-    layer.up_bias = table.optional_vector(named("mlp.up_proj.bias"), s.intermediate);
-    layer.down_bias = table.optional_vector(named("mlp.down_proj.bias"), s.hidden);
-    return layer;
-}
-
 CacheType cache_type_named(const std::string& name) {
     if (name == "float16") return CacheType::half;
     if (name == "float32") return CacheType::full;
@@ -248,6 +167,7 @@ std::unique_ptr<Model> make_model(nb::dict shape, nb::dict tensors, Bytes buffer
     s.norm_eps = nb::cast<float>(shape["rms_norm_eps"]);
     s.rope_scaling = nb::cast<float>(shape["rope_scaling"]);
     s.cache_type = cache_type_named(nb::cast<std::string>(shape["cache_dtype"]));
+    s.experts = {size("num_experts"), size("num_experts_per_token"), size("expert_size"), size("normalise_experts") != 0};
     if (inverse_frequencies.size() != s.head_dim / 2 || windows.size() != s.layers) throw std::invalid_argument("the RoPE frequencies or windows do not fit the model");
     const TensorTable table(tensors, buffer);
     ModelWeights w;

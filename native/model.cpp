@@ -26,6 +26,9 @@ Model::Model(const ModelShape& shape, ModelWeights weights, const Kernels& kerne
     const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
     if (shape.head_dim % 16 || shape.head_dim > kMaxHeadDim) refuse("the head dimension is " + std::to_string(shape.head_dim) + "; the engine takes multiples of 16 up to 256");
     if (shape.hidden % 16 || shape.intermediate % 16) refuse("the hidden and intermediate sizes must be multiples of 16");
+    if (shape.experts.count && (shape.experts.intermediate % 16 || !shape.experts.per_token || shape.experts.per_token > shape.experts.count)) {
+        refuse("the size of an expert must be a multiple of 16, and a token must use from one to all of them");
+    }
     if (!shape.kv_heads || shape.heads % shape.kv_heads) refuse("the number of heads must be a multiple of the number of key-value heads");
     scratch_ = std::make_unique<Scratch>(shape, q + 2 * kv, std::max(q, shape.intermediate), static_cast<size_t>(team_->size()));
 }
@@ -166,8 +169,14 @@ void Model::run_pass(const Pass& pass, size_t width, float* logits) {
             clock.end(Phase::attend);
             output_projection(worker, m, layer);
             clock.end(Phase::output);
-            const Input inner = norm_rows(worker, m, layer.mlp_norm, is_quantised(layer.gate) || is_quantised(layer.up));
+            const Weights &gate = layer.experts.empty() ? layer.gate : layer.experts.front().gate, &up = layer.experts.empty() ? layer.up : layer.experts.front().up;
+            const Input inner = norm_rows(worker, m, layer.mlp_norm, is_quantised(gate) || is_quantised(up) || is_quantised(layer.router));
             clock.end(Phase::norm);
+            if (!layer.experts.empty()) {
+                mix_experts(worker, m, layer, inner);
+                clock.end(Phase::experts);
+                continue;
+            }
             gate_and_up(worker, m, layer, inner);
             clock.end(Phase::gate_up);
             down(worker, m, layer);

@@ -11,6 +11,7 @@
 
 #include "cache.hpp"
 #include "choose.hpp"
+#include "experts.hpp"
 #include "kernels.hpp"
 #include "profile.hpp"
 #include "threads.hpp"
@@ -24,10 +25,14 @@ struct Vector {  // a norm's weight or a bias; may be absent
     explicit operator bool() const { return data != nullptr; }
 };
 
+struct Expert { Weights gate, up, down; };
+
 struct Layer {
     Vector attention_norm, mlp_norm, q_norm, k_norm;
     Vector q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
     Weights q, k, v, o, gate, up, down;
+    Weights router;               // of a sparse layer, which has experts in place of gate, up and down
+    std::vector<Expert> experts;
     size_t window = 0;  // positions that a token sees, itself included; 0: all
 };
 
@@ -36,6 +41,7 @@ struct ModelShape {
     float norm_eps = 0;
     float rope_scaling = 1;         // multiplies cos and sin
     CacheType cache_type = CacheType::half;
+    ExpertsShape experts;
 };
 
 struct ModelWeights {
@@ -115,6 +121,7 @@ private:
     void output_projection(Worker&, size_t m, const Layer&);
     void gate_and_up(Worker&, size_t m, const Layer&, const Input&);
     void down(Worker&, size_t m, const Layer&);
+    void mix_experts(Worker&, size_t m, const Layer&, const Input&);
     void head(Worker&, const Pass&, size_t width, float* logits);
     void multiply(const Weights&, size_t first_tile, size_t last_tile, const Input&, size_t m, float* out, size_t out_stride, bool add, const Vector& bias);
 

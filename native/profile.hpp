@@ -7,8 +7,8 @@
 
 namespace draftsmith {
 
-enum class Phase : size_t { embed, norm, project, rotate, attend, output, gate_up, down, head };
-constexpr const char* kPhaseNames[] = {"embed", "norm", "project", "rotate", "attend", "output", "gate_up", "down", "head"};
+enum class Phase : size_t { embed, norm, project, rotate, attend, output, gate_up, down, experts, head };
+constexpr const char* kPhaseNames[] = {"embed", "norm", "project", "rotate", "attend", "output", "gate_up", "down", "experts", "head"};
 constexpr size_t kPhases = std::size(kPhaseNames);
 
 struct Profile {

@@ -32,12 +32,26 @@ struct Partials {
     std::vector<std::atomic<uint32_t>> done;      // pieces done, for each unit's rows
 };
 
+// What mixtures of experts need besides.
+struct ExpertScratch {
+    ExpertScratch(const ModelShape& s, size_t places)
+        : routing(s.experts, kMaxRows), scores(kMaxRows * s.experts.count), gathered(places * s.hidden), gate(places * s.experts.intermediate),
+          up(places * s.experts.intermediate), out(places * s.hidden), gathered_groups(quant_groups(places, s.hidden)),
+          activated_groups(quant_groups(places, s.experts.intermediate)) {}
+
+    Routing routing;
+    Buffer<float> scores, gathered, gate, up, out;
+    Buffer<QuantGroup> gathered_groups, activated_groups;
+};
+
 struct Model::Scratch {
     Scratch(const ModelShape& s, size_t qkv, size_t widest, size_t team)
         : x(kMaxRows * s.hidden), normed(kMaxRows * s.hidden), qkv(kMaxRows * qkv), attention(kMaxRows * s.heads * s.head_dim),
           gate(kMaxRows * s.intermediate), up(kMaxRows * s.intermediate), own_normed(team * kFewRows * s.hidden), normed_groups(quant_groups(kMaxRows, s.hidden)),
           groups(quant_groups(kMaxRows, widest)), own_groups(team * quant_groups(kFewRows, s.hidden)),
-          queries(s.cache_type == CacheType::int8 ? quant_groups(kMaxRows * s.heads, query_cols(s)) : 0) {}
+          queries(s.cache_type == CacheType::int8 ? quant_groups(kMaxRows * s.heads, query_cols(s)) : 0) {
+        if (s.experts.count) experts = std::make_unique<ExpertScratch>(s, Routing::most_places(s.experts, kMaxRows));
+    }
 
     static size_t query_cols(const ModelShape& s) { return static_cast<size_t>(padded_head(static_cast<int>(s.head_dim))); }
 
@@ -49,6 +63,7 @@ struct Model::Scratch {
     Buffer<float> x, normed, qkv, attention, gate, up, own_normed;
     Buffer<QuantGroup> normed_groups, groups, own_groups, queries;  // groups: of the attention's output, then of the activation
     Partials partials;
+    std::unique_ptr<ExpertScratch> experts;
 };
 
 }  // namespace draftsmith

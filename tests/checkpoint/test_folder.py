@@ -91,7 +91,11 @@ def test_defaults_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"model_type": "gemma2"}, UnsupportedModel, "type 'gemma2'; known are llama, mistral, qwen2, qwen3"),
+        (
+            {"model_type": "gemma2"},
+            UnsupportedModel,
+            "type 'gemma2'; known are llama, mistral, mixtral, qwen2, qwen3, qwen3_moe",
+        ),
         ({"model_type": None}, CheckpointError, "lacks the key 'model_type'"),
         ({"hidden_act": "gelu"}, UnsupportedModel, "hidden_act = 'gelu'; only silu"),
         ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModel, "method 'gptq'.*take the unquantised"),

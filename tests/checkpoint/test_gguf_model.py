@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 
 from draftsmith.checkpoint import ModelConfig, RopeConfig, open_checkpoint, rope_frequencies
+from draftsmith.checkpoint.experts import ExpertsConfig
 from draftsmith.checkpoint.gguf_reader import read_gguf
 from draftsmith.checkpoint.gguf_writer import write_gguf, write_gguf_model
 from draftsmith.errors import CheckpointError, TokenizerError, UnsupportedModel
 from draftsmith.quant import BlockType
 from tests.support.tiny_models import random_tensors, small_config, write_llama_gguf
+
+
+def experts(size: int, sparse_layers: tuple[bool, ...] = (True, True)) -> ExpertsConfig:
+    return ExpertsConfig(num_experts=4, num_per_token=2, intermediate_size=size, sparse_layers=sparse_layers)
+
 
 CONFIGS = {
     "llama": small_config(),
@@ -26,6 +32,8 @@ CONFIGS = {
     "qwen2": small_config(architecture="qwen2", qkv_bias=True),
     "qwen3": small_config(architecture="qwen3", qk_norm=True, head_dim=32),
     "window": small_config(sliding_window=32, sliding_layers=(True, True)),
+    "mixtral": small_config(architecture="mixtral", experts=experts(96)),
+    "qwen3_moe": small_config(architecture="qwen3_moe", qk_norm=True, experts=experts(160, (True, False))),
 }
 
 
@@ -44,6 +52,39 @@ def test_round_trip(config: ModelConfig, block_type: BlockType, tmp_path: Path) 
         for name, tensor in checkpoint.tensors.items():
             assert (tensor.block_type, tensor.shape) == (original[name].block_type, original[name].shape)
             assert tensor.data.tobytes() == original[name].data.tobytes(), name
+
+
+def test_experts_of_old_files_lie_apart(tmp_path: Path) -> None:
+    config = CONFIGS["mixtral"]
+    original = random_tensors(config)
+    file = read_gguf(write(tmp_path / "new.gguf", config))
+    apart = []
+    for tensor in file.tensors.values():
+        if len(tensor.shape) == 3:
+            size = tensor.stored.size // 4
+            for i in range(4):
+                name = tensor.name.replace("_exps.", f".{i}.")
+                apart.append(
+                    replace(tensor, name=name, shape=tensor.shape[1:], stored=tensor.stored[i * size :][:size])
+                )
+        else:
+            apart.append(tensor)
+    write_gguf(tmp_path / "old.gguf", file.metadata, apart)
+    with open_checkpoint(tmp_path / "old.gguf") as checkpoint:
+        assert checkpoint.config == config
+        for name, tensor in checkpoint.tensors.items():
+            assert tensor.data.tobytes() == original[name].data.tobytes(), name
+
+
+def test_a_layer_short_of_an_expert(tmp_path: Path) -> None:
+    file = read_gguf(write(tmp_path / "whole.gguf", CONFIGS["mixtral"]))
+    short = [
+        replace(t, shape=(3, *t.shape[1:]), stored=t.stored[: t.stored.size // 4 * 3]) if len(t.shape) == 3 else t
+        for t in file.tensors.values()
+    ]
+    write_gguf(tmp_path / "short.gguf", file.metadata, short)
+    with pytest.raises(CheckpointError, match=r"lacks the tensor model\.layers\.0\.mlp\.experts\.3"):
+        open_checkpoint(tmp_path / "short.gguf")
 
 
 def test_mistral_comes_back_as_llama(tmp_path: Path) -> None:
@@ -126,7 +167,21 @@ def rewritten(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
 REFUSED: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
     "architecture": ({"general.architecture": "gemma3"}, UnsupportedModel, "architecture 'gemma3'; known are llama"),
     "no architecture": ({"general.architecture": None}, UnsupportedModel, "architecture 'None'"),
-    "experts": ({"llama.expert_count": 8}, UnsupportedModel, "mixture of experts"),
+    "experts, none used": (
+        {"llama.expert_count": 8},
+        CheckpointError,
+        "lacks the metadata key llama.expert_used_count",
+    ),
+    "more experts than there are": (
+        {"llama.expert_count": 8, "llama.expert_used_count": 9},
+        CheckpointError,
+        "uses 9 of 8 experts",
+    ),
+    "experts that are not there": (
+        {"llama.expert_count": 4096, "llama.expert_used_count": 2},
+        CheckpointError,
+        "4096 experts; it must be from 2",
+    ),
     "split": ({"split.count": 3}, UnsupportedModel, "merge the parts"),
     "old blocks": ({"general.quantization_version": 1}, UnsupportedModel, "outdated layout"),
     "rope": ({"llama.rope.scaling.type": "spiral"}, UnsupportedModel, "RoPE scaling 'spiral'"),

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draftsmith.checkpoint.experts import ExpertsConfig
 from draftsmith.model import _native
 from draftsmith.model.native import INSTRUCTION_SET_VARIABLE, NativeModel
 from draftsmith.model.protocol import KVCache, Logits, TokenRun
@@ -34,6 +36,12 @@ MIXED = {"": BlockType.BF16, "up_proj": BlockType.Q4_1, "q_proj": BlockType.F32,
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_heads": 4, "num_kv_heads": 1, "head_dim": 64}
 SLIDING = {"sliding_window": 70, "sliding_layers": (True, True)}
 
+
+def experts(number: int = 4, used: int = 2, size: int = 96, **changes: Any) -> ExpertsConfig:
+    values: dict[str, Any] = {"sparse_layers": (True, True), **changes}
+    return ExpertsConfig(num_experts=number, num_per_token=used, intermediate_size=size, **values)
+
+
 RECIPES = {
     "float32": Recipe(),
     "bfloat16": Recipe(types={"": BlockType.BF16}),
@@ -50,6 +58,19 @@ RECIPES = {
     "q and k norms, head size 80": Recipe(
         config={"architecture": "qwen3", "qk_norm": True, "head_dim": 80, "num_heads": 3, "num_kv_heads": 1},
         load={"quantize": "8bit", "cache_dtype": "float32"},
+    ),
+    "experts": Recipe(config={"architecture": "mixtral", "experts": experts()}),
+    "experts from a GGUF file": Recipe(
+        config={**WIDE, "architecture": "qwen3_moe", "qk_norm": True, "experts": experts(11, 3, 256)},
+        types=K_BLOCKS,
+        gguf=True,
+    ),
+    "experts in 4 bits, a dense layer, odd size": Recipe(
+        config={
+            "architecture": "qwen3_moe",
+            "experts": experts(5, 4, 160, sparse_layers=(True, False), normalise=False),
+        },
+        load={"quantize": "4bit"},
     ),
     "8-bit keys and values": Recipe(
         types={"": BlockType.Q8_0}, config={"num_heads": 6, "head_dim": 64}, load={"cache_dtype": "int8"}

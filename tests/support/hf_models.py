@@ -41,8 +41,8 @@ def random_model(folder: Path, architecture: str, *, seed: int = 0, dtype: str =
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn_like(parameter)
-            if parameter.ndim == 2:  # large enough that attention attends to something
-                parameter.copy_(values * 1.5 / parameter.shape[1] ** 0.5)
+            if parameter.ndim >= 2:  # large enough that attention attends to something; three: all experts of a layer
+                parameter.copy_(values * 1.5 / parameter.shape[-1] ** 0.5)
             else:
                 parameter.copy_(values * 0.2 + (1.0 if "norm" in name else 0.0))
     model.to(getattr(torch, dtype)).save_pretrained(folder)

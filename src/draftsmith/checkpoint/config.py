@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from draftsmith.checkpoint.experts import ExpertsConfig
 from draftsmith.errors import CheckpointError
 
 __all__ = ["ARCHITECTURES", "MAX_LAYERS", "Architecture", "ModelConfig", "RopeConfig", "RopeType"]
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
+Architecture = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 
@@ -57,6 +58,7 @@ class ModelConfig:
     positions that a token of a sliding layer sees, itself included; None when no layer slides. ``sliding_layers`` has
     one entry a layer. ``qkv_bias``, ``o_bias`` and ``mlp_bias`` say which linear layers have a bias. ``qk_norm``:
     RMSNorm over each head of q and k before RoPE. ``tie_embeddings``: the output layer is the embedding matrix.
+    ``experts``: what takes the place of the feed-forward network in some or all layers.
 
     Raises CheckpointError on construction when the values contradict one another.
     """
@@ -79,6 +81,7 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_layers <= MAX_LAYERS:
@@ -104,6 +107,10 @@ class ModelConfig:
         if len(self.sliding_layers) != self.num_layers:
             raise CheckpointError(
                 f"the model states the attention type of {len(self.sliding_layers)} layers but has {self.num_layers}"
+            )
+        if self.experts is not None and len(self.experts.sparse_layers) != self.num_layers:
+            raise CheckpointError(
+                f"the model states experts for {len(self.experts.sparse_layers)} layers but has {self.num_layers}"
             )
         if any(self.sliding_layers) != (self.sliding_window is not None):
             raise CheckpointError("the model has sliding layers without a sliding_window, or a window without layers")

@@ -9,6 +9,7 @@ import math
 from typing import Final, get_args
 
 from draftsmith.checkpoint.config import ARCHITECTURES, MAX_LAYERS, ModelConfig, RopeConfig, RopeType
+from draftsmith.checkpoint.experts import experts_of_folder
 from draftsmith.checkpoint.json_file import JsonObject
 from draftsmith.errors import CheckpointError, UnsupportedModel
 
@@ -33,13 +34,13 @@ def folder_config(config: JsonObject) -> ModelConfig:
     _refuse_what_we_do_not_compute(config)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     num_layers = config.integer("num_hidden_layers")
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "qwen3_moe"):
         head_dim = config.integer("head_dim", 128)
     else:
         if not config.has("head_dim") and (heads < 1 or hidden % heads):
             raise CheckpointError(f"{config.path} states hidden_size = {hidden}, which {heads} heads do not divide")
         head_dim = config.integer("head_dim", hidden // max(heads, 1))
-    attention_bias = architecture in ("llama", "qwen3") and config.flag("attention_bias", False)
+    attention_bias = architecture in ("llama", "qwen3", "qwen3_moe") and config.flag("attention_bias", False)
     sliding_window, sliding_layers = _sliding(config, architecture, num_layers)
     return ModelConfig(
         architecture=architecture,
@@ -57,9 +58,10 @@ def folder_config(config: JsonObject) -> ModelConfig:
         qkv_bias=attention_bias or architecture == "qwen2",
         o_bias=attention_bias,
         mlp_bias=architecture == "llama" and config.flag("mlp_bias", False),
-        qk_norm=architecture == "qwen3",
+        qk_norm=architecture in ("qwen3", "qwen3_moe"),
         sliding_window=sliding_window,
         sliding_layers=sliding_layers,
+        experts=experts_of_folder(config, architecture, num_layers),
     )
 
 
@@ -76,7 +78,7 @@ def _refuse_what_we_do_not_compute(config: JsonObject) -> None:
 
 
 def _absent_in_mistral(config: JsonObject, architecture: str) -> bool:
-    return architecture == "mistral" and "num_key_value_heads" not in config.values
+    return architecture in ("mistral", "mixtral") and "num_key_value_heads" not in config.values
 
 
 def _sliding(config: JsonObject, architecture: str, num_layers: int) -> tuple[int | None, tuple[bool, ...]]:
@@ -86,8 +88,10 @@ def _sliding(config: JsonObject, architecture: str, num_layers: int) -> tuple[in
     if architecture == "llama":
         return None, ()
     unlimited = "sliding_window" in config.values and not config.has("sliding_window")  # stated as null
+    if architecture == "mixtral" and "sliding_window" not in config.values:
+        unlimited = True
     window = None if unlimited else config.integer("sliding_window", 4096)
-    if architecture == "mistral":
+    if architecture in ("mistral", "mixtral"):
         layers = (window is not None,) * num_layers
     elif not config.flag("use_sliding_window", False):
         window, layers = None, (False,) * num_layers

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from draftsmith.checkpoint.config import ModelConfig
+from draftsmith.checkpoint.experts import canonical_expert_name
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
 from draftsmith.checkpoint.tensor import Tensor
 
@@ -24,7 +25,8 @@ def settle_embeddings(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tup
     If the config says so: when both are in the files, they are one only if they are equal; when one is missing, the
     other stands for both. If the config does not say so, nothing changes (a missing one is found missing later).
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not _DERIVED.fullmatch(name)}
+    named = ((canonical_expert_name(name), tensor) for name, tensor in tensors.items())
+    kept = {name: replace(tensor, name=name) for name, tensor in named if not _DERIVED.fullmatch(name)}
     if not config.tie_embeddings or OUTPUT not in kept:
         return config, kept
     output = kept[OUTPUT]

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.checkpoint.config import MAX_LAYERS, ModelConfig, RopeConfig, RopeType
+from draftsmith.checkpoint.config import MAX_LAYERS, Architecture, ModelConfig, RopeConfig, RopeType
+from draftsmith.checkpoint.experts import ExpertsConfig, split_experts
 from draftsmith.checkpoint.gguf_reader import GGUFFile
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
 from draftsmith.checkpoint.tensor import Tensor
@@ -39,10 +40,17 @@ LAYER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "ffn_gate": "mlp.gate_proj",
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
+        "ffn_gate_inp": "mlp.gate",
+        "ffn_gate_exps": "mlp.experts.*.gate_proj",
+        "ffn_up_exps": "mlp.experts.*.up_proj",
+        "ffn_down_exps": "mlp.experts.*.down_proj",
     }
 )
+_STORED_AS: Final[Mapping[str, Architecture]] = MappingProxyType(
+    {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
+)
 ROPE_FACTORS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER_NAME = re.compile(r"blk\.(\d{1,6})\.([a-z_]+)\.(weight|bias)", re.ASCII)
+_LAYER_NAME = re.compile(r"blk\.(\d{1,6})\.([a-z_]+)(?:\.(\d{1,4}))?\.(weight|bias)", re.ASCII)
 
 
 def gguf_tensors(file: GGUFFile, config: ModelConfig) -> dict[str, Tensor]:
@@ -53,12 +61,12 @@ def gguf_tensors(file: GGUFFile, config: ModelConfig) -> dict[str, Tensor]:
             continue
         canonical = _canonical_name(name)
         row_order = None
-        if config.architecture == "llama" and ".self_attn." in canonical and len(tensor.shape) <= 2:
+        if config.architecture in ("llama", "mixtral") and ".self_attn." in canonical and len(tensor.shape) <= 2:
             heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(canonical.split(".")[-2])
             if heads is not None and tensor.shape[0] == heads * config.head_dim:
                 row_order = np.argsort(interleaved_rows(heads, config.head_dim))
         tensors[canonical] = Tensor(canonical, tensor.block_type, tensor.shape, tensor.stored, row_order)
-    return tensors
+    return {tensor.name: tensor for tensor in split_experts(tensors)}
 
 
 def interleaved_rows(num_heads: int, head_dim: int) -> npt.NDArray[np.int64]:
@@ -71,9 +79,13 @@ def _canonical_name(name: str) -> str:
     if name in GLOBAL_NAMES:
         return GLOBAL_NAMES[name]
     match = _LAYER_NAME.fullmatch(name)
-    if match is None or match[2] not in LAYER_NAMES:
+    if match is None:
         return name  # the check of the layout names it
-    return f"model.layers.{int(match[1])}.{LAYER_NAMES[match[2]]}.{match[3]}"
+    layer, part, expert, kind = match.groups()
+    known = LAYER_NAMES.get(part if expert is None else f"{part}_exps")  # old files hold experts one by one
+    if known is None:
+        return name
+    return f"model.layers.{int(layer)}.{known if expert is None else known.replace('*', str(int(expert)))}.{kind}"
 
 
 def gguf_config(file: GGUFFile) -> ModelConfig:
@@ -100,7 +112,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
         architecture=keys.architecture,
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         hidden_size=hidden,
-        intermediate_size=keys.integer("feed_forward_length"),
+        intermediate_size=keys.integer("feed_forward_length", keys.integer("expert_feed_forward_length", 0) or None),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=keys.integer("attention.head_count_kv", heads),
@@ -115,6 +127,20 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
         qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
         sliding_window=window,
         sliding_layers=(window is not None,) * min(layers, MAX_LAYERS),
+        experts=_experts(keys, file, min(layers, MAX_LAYERS)),
+    )
+
+
+def _experts(keys: _Keys, file: GGUFFile, num_layers: int) -> ExpertsConfig | None:
+    """Both architectures that are stored with experts make their weights sum to 1."""
+    number = keys.integer("expert_count", 0)
+    if number == 0:
+        return None
+    return ExpertsConfig(
+        num_experts=number,
+        num_per_token=keys.integer("expert_used_count"),
+        intermediate_size=keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length", 0)),
+        sparse_layers=tuple(f"blk.{i}.ffn_gate_inp.weight" in file.tensors for i in range(num_layers)),
     )
 
 
@@ -158,14 +184,18 @@ class _Keys:
         self._file = file
         metadata = file.metadata
         name = metadata.get("general.architecture")
-        if name not in ("llama", "qwen2", "qwen3"):
+        if name not in _STORED_AS:
             raise UnsupportedModel(
-                f"{file.path} holds a model of the architecture {str(name)[:40]!r}; known are llama, mistral (stored "
-                "as llama), qwen2 and qwen3"
+                f"{file.path} holds a model of the architecture {str(name)[:40]!r}; known are llama, mistral and "
+                "mixtral (stored as llama), qwen2, qwen3 and qwen3moe"
             )
-        self.architecture = name
-        if self.integer("expert_count", 0):
-            raise UnsupportedModel(f"{file.path} holds a mixture of experts, which cannot be computed")
+        self.stored_as = str(name)
+        experts = self.integer("expert_count", 0) > 0
+        self.architecture: Architecture = "mixtral" if name == "llama" and experts else _STORED_AS[self.stored_as]
+        if experts and self.architecture not in ("mixtral", "qwen3_moe"):
+            raise UnsupportedModel(
+                f"{file.path} holds a mixture of experts of the architecture {name}; known are mixtral and qwen3moe"
+            )
         if metadata.get("split.count", 0) not in (0, 1):
             raise UnsupportedModel(f"{file.path} is one part of a split GGUF file; merge the parts first")
         if metadata.get("general.quantization_version", 2) != 2:
@@ -174,7 +204,7 @@ class _Keys:
             )
 
     def full(self, name: str) -> str:
-        return f"{self.architecture}.{name}"
+        return f"{self.stored_as}.{name}"
 
     def _get(self, name: str, kinds: tuple[type, ...], what: str, default: Any) -> Any:
         value = self._file.metadata.get(self.full(name), default)

@@ -122,9 +122,10 @@ def _locate(info: _TensorInfo, path: Path, content: npt.NDArray[np.uint8], data_
         row_bytes = block_type.row_bytes(info.shape[-1])
     except CheckpointError as error:
         raise type(error)(f"{path}, tensor {info.name[:80]!r}: {error}") from None
-    if len(info.shape) > 2 or min(info.shape) < 1:
+    if len(info.shape) > 3 or min(info.shape) < 1:
         raise UnsupportedModel(
-            f"the tensor {info.name[:80]!r} in {path} has the shape {info.shape}; only vectors and matrices can be read"
+            f"the tensor {info.name[:80]!r} in {path} has the shape {info.shape}; only vectors, matrices and the "
+            "matrices of several experts can be read"
         )
     size = math.prod(info.shape[:-1]) * row_bytes
     start = data_start + info.offset

@@ -74,11 +74,13 @@ def write_gguf_model(
     ``tokenizer`` holds further metadata, such as the ``tokenizer.ggml.*`` keys. Raises CheckpointError when a tensor of
     the config is missing, UnsupportedModel when GGUF has no way to state the config.
     """
-    interleaved = config.architecture in ("llama", "mistral")
+    interleaved = config.architecture in ("llama", "mistral", "mixtral")
     names = {canonical: name for name, canonical in GLOBAL_NAMES.items()}
     parts = {canonical: name for name, canonical in LAYER_NAMES.items()}
     stored: list[WritableTensor] = [*_rope_factors(config)]
     for canonical in expected_tensors(config):
+        if ".experts." in canonical and ".experts.0." not in canonical:
+            continue  # with those of the first expert
         if canonical not in tensors:
             raise CheckpointError(f"the tensor {canonical} is missing; {path} cannot be written")
         tensor, name = tensors[canonical], names.get(canonical)
@@ -86,12 +88,27 @@ def write_gguf_model(
         if name is None:
             _, _, layer, part = canonical.split(".", 3)
             module, kind = part.rsplit(".", 1)
+            if ".experts.0." in canonical and config.experts is not None:
+                all_names = [
+                    canonical.replace(".experts.0.", f".experts.{i}.") for i in range(config.experts.num_experts)
+                ]
+                every = [tensors[each] for each in all_names]
+                name = f"blk.{layer}.{parts[module.replace('.0.', '.*.')]}.{kind}"
+                stored.append(
+                    LazyTensor(name, tensor.block_type, (len(every), *tensor.shape), partial(_stacked, every))
+                )
+                continue
             name = f"blk.{layer}.{parts[module]}.{kind}"
             heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}.get(module)
             if interleaved and heads is not None:
                 order = interleaved_rows(heads, config.head_dim)
         stored.append(LazyTensor(name, tensor.block_type, tensor.shape, partial(_data, tensor, order)))
     write_gguf(path, {**_config_metadata(config), **(tokenizer or {})}, stored, progress)
+
+
+def _stacked(tensors: Sequence[WritableTensor]) -> npt.NDArray[np.uint8]:
+    """The data of the matrices of all experts, one after the other."""
+    return np.concatenate([tensor.data for tensor in tensors])
 
 
 def _data(tensor: WritableTensor, order: npt.NDArray[np.int64] | None) -> npt.NDArray[np.uint8]:
@@ -102,7 +119,8 @@ def _data(tensor: WritableTensor, order: npt.NDArray[np.int64] | None) -> npt.ND
 
 def _config_metadata(config: ModelConfig) -> dict[str, Any]:
     """The keys from which gguf_model.gguf_config reads the same config (mistral is stored as llama)."""
-    architecture = "llama" if config.architecture == "mistral" else config.architecture
+    stored_as = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+    architecture = stored_as.get(config.architecture, config.architecture)
     if config.sliding_window is not None and not all(config.sliding_layers):
         raise UnsupportedModel("GGUF cannot state a sliding window for some layers only")
     values: dict[str, Any] = {
@@ -122,6 +140,12 @@ def _config_metadata(config: ModelConfig) -> dict[str, Any]:
     }
     if config.sliding_window is not None:
         values["attention.sliding_window"] = config.sliding_window
+    if config.experts is not None:
+        if not config.experts.normalise:
+            raise UnsupportedModel("GGUF cannot state that the weights of experts are not made to sum to 1")
+        values["expert_count"] = config.experts.num_experts
+        values["expert_used_count"] = config.experts.num_per_token
+        values["expert_feed_forward_length"] = config.experts.intermediate_size
     metadata = {f"{architecture}.{name}": value for name, value in values.items()}
     return {"general.architecture": architecture, "general.quantization_version": 2, **metadata}
 

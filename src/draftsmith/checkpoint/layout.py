@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from draftsmith.checkpoint.config import ModelConfig
+from draftsmith.checkpoint.experts import expert_shapes
 from draftsmith.checkpoint.tensor import Tensor
 from draftsmith.errors import CheckpointError, UnsupportedModel
 
@@ -19,21 +20,28 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model of this config has, in the order in which they are used."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    linears = (
+    attention = (
         ("self_attn.q_proj", q_rows, hidden, config.qkv_bias),
         ("self_attn.k_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.v_proj", kv_rows, hidden, config.qkv_bias),
         ("self_attn.o_proj", hidden, q_rows, config.o_bias),
+    )
+    dense = (
         ("mlp.gate_proj", inner, hidden, config.mlp_bias),
         ("mlp.up_proj", inner, hidden, config.mlp_bias),
         ("mlp.down_proj", hidden, inner, config.mlp_bias),
+    )
+    sparse = tuple(
+        (name, rows, cols, False)
+        for name, (rows, cols) in (expert_shapes(config.experts, hidden) if config.experts else {}).items()
     )
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         shapes[prefix + "input_layernorm.weight"] = (hidden,)
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        for name, rows, cols, has_bias in linears:
+        is_sparse = config.experts is not None and config.experts.sparse_layers[layer]
+        for name, rows, cols, has_bias in (*attention, *(sparse if is_sparse else dense)):
             shapes[f"{prefix}{name}.weight"] = (rows, cols)
             if has_bias:
                 shapes[f"{prefix}{name}.bias"] = (rows,)

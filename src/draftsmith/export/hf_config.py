@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from draftsmith.checkpoint import ModelConfig, RopeConfig, rope_frequencies
+from draftsmith.checkpoint.experts import refuse_experts
 from draftsmith.text import Tokenizer
 
 __all__ = ["generation_config", "hf_config"]
@@ -35,6 +36,7 @@ _LLAMA3: Final = tuple((factor, original) for factor in (8.0, 32.0, 16.0, 4.0, 2
 
 def hf_config(config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
     """The content of config.json for a model whose weights are stored as ``dtype``."""
+    refuse_experts(config.experts, "an export cannot write its folder; take the original one")
     rope = _rope_parameters(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     if rope["rope_type"] in _OLD_SCALINGS:

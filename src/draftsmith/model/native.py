@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
+from draftsmith.checkpoint.experts import ExpertsConfig
 from draftsmith.errors import CheckpointError, OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model import _native
 from draftsmith.model.packed import PackedModel, load_packed
@@ -107,6 +108,7 @@ class NativeModel:
             "rms_norm_eps": config.rms_norm_eps,
             "rope_scaling": scaling,
             "cache_dtype": cache_dtype,
+            **_expert_shape(config.experts),
         }
         windows = [config.sliding_window or 0 if slides else 0 for slides in config.sliding_layers]
         try:
@@ -115,7 +117,7 @@ class NativeModel:
             raise UnsupportedModel(f"{checkpoint.path} cannot be run by the native engine: {error}") from error
         except MemoryError as error:
             raise OutOfMemory(f"there is not enough memory to set up {checkpoint.path.name}; close programs") from error
-        return cls(engine, config, context, _bytes_read(packed))
+        return cls(engine, config, context, _bytes_read(packed, config.experts))
 
     @property
     def vocab_size(self) -> int:
@@ -197,15 +199,28 @@ class NativeModel:
             ) from error
 
 
-def _bytes_read(packed: PackedModel) -> int:
-    """Of all matrices but the embedding, unless that is the output layer, too."""
+def _expert_shape(experts: ExpertsConfig | None) -> dict[str, int]:
+    if experts is None:
+        return {"num_experts": 0, "num_experts_per_token": 0, "expert_size": 0, "normalise_experts": 0}
+    return {
+        "num_experts": experts.num_experts,
+        "num_experts_per_token": experts.num_per_token,
+        "expert_size": experts.intermediate_size,
+        "normalise_experts": int(experts.normalise),
+    }
+
+
+def _bytes_read(packed: PackedModel, experts: ExpertsConfig | None) -> int:
+    """Of all matrices but the embedding, unless that is the output layer, too; of experts, those that a token uses."""
+    share = experts.num_per_token / experts.num_experts if experts is not None else 1.0
     tied = "lm_head.weight" not in packed.tensors
     sizes = {
         name: _native.packed_size(*entry[:3])
         for name, entry in packed.tensors.items()
         if "norm" not in name and "bias" not in name
     }
-    return sum(size for name, size in sizes.items() if tied or name != "model.embed_tokens.weight")
+    read = {name: size for name, size in sizes.items() if tied or name != "model.embed_tokens.weight"}
+    return int(sum(size * (share if ".experts." in name else 1.0) for name, size in read.items()))
 
 
 def _native_cache(run: TokenRun | DraftRun) -> _native.KVCache:

@@ -21,6 +21,7 @@ _DTYPES = {"float32": BlockType.F32, "bfloat16": BlockType.BF16, "float16": Bloc
 _QUANTIZED = {"4bit": BlockType.Q4_1, "8bit": BlockType.Q8_0}
 # The embedding and the output layer meet every token: at 4 bits they cost more quality than all other tensors.
 _ALWAYS_8BIT = ("model.embed_tokens.weight", "lm_head.weight")
+_ROUTER = ".mlp.gate.weight"  # of a mixture of experts: small, and what it decides is all or nothing
 
 
 def storage_type(tensor: Tensor, quantize: Quantize | None, dtype: Dtype) -> BlockType:
@@ -41,7 +42,7 @@ def storage_type(tensor: Tensor, quantize: Quantize | None, dtype: Dtype) -> Blo
                 "second time; use dtype auto (the blocks as they are) or float32"
             )
         return BlockType.F32 if dtype == "float32" and quantize is None else tensor.block_type
-    if quantize is not None and tensor.shape[1] % 32 == 0:
+    if quantize is not None and tensor.shape[1] % 32 == 0 and not tensor.name.endswith(_ROUTER):
         return BlockType.Q8_0 if tensor.name in _ALWAYS_8BIT else _QUANTIZED[quantize]
     return tensor.block_type if dtype == "auto" else _DTYPES[dtype]
 

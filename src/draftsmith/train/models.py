@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, open_checkpoint, resolve
+from draftsmith.checkpoint.experts import refuse_experts
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT
 from draftsmith.checkpoint.tokenizer_files import write_tokenizer
 from draftsmith.errors import UsageError
@@ -73,6 +74,7 @@ def new_model(config: ModelConfig, seed: int = 0) -> Any:
 
 def hf_config(config: ModelConfig) -> Any:
     """The configuration object of ``transformers`` for a model of ours."""
+    refuse_experts(config.experts, "training cannot begin from it; take a dense model")
     values: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, rope_frequencies
+from draftsmith.checkpoint.experts import refuse_experts
 from draftsmith.model.torch_backend.rope import set_frequencies
 
 __all__ = ["module_of_checkpoint"]
@@ -36,6 +37,7 @@ def module_of_checkpoint(checkpoint: Checkpoint, dtype: torch.dtype, device: tor
 
 def _config(config: ModelConfig) -> Any:
     """The configuration object; RoPE scalings are left out, as the frequencies are set afterwards."""
+    refuse_experts(config.experts, "torch cannot run its GGUF file; take the folder that it was made from, or native")
     values: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
