@@ -74,6 +74,7 @@ eval_data = "stage:replies"
 target = "tiny"
 acceptance_target = "tiny"
 loss = "accepted_length"
+round_to = "Q8_0"
 max_length = 256
 batch_tokens = 256
 steps = 2

@@ -22,6 +22,7 @@ from draftsmith.errors import DraftsmithError, UsageError
 from draftsmith.train.flops import Speed, step_flops
 from draftsmith.train.objectives import Objective
 from draftsmith.train.packing import Bins, PackedBatch, pack, plan_bins, spread
+from draftsmith.train.rounding import computing_once
 from draftsmith.train.schema import TrainingStage
 from draftsmith.train.snapshots import Position, load_newest, save_snapshot
 from draftsmith.train.store import TokenStore
@@ -180,7 +181,7 @@ def _step(
     total = 0.0
     optimizer.zero_grad(set_to_none=True)
     for batch in batches[own.rank :: own.size]:
-        with autocast(stage, run.device):
+        with autocast(stage, run.device), computing_once():
             loss = shared(run.objective.loss_sum, batch) / terms
         torch.autograd.backward(loss)
         total += float(loss.detach())

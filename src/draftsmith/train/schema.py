@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "pairs", "preference", "text", "target"]
+RoundTo = Literal["Q4_1", "Q8_0"]
 DistillLoss = Literal["forward_kl", "reverse_kl", "jsd", "tv", "log_acceptance", "accepted_length"]
 
 _POSITIVE = (lambda value: value > 0, "above 0")
@@ -215,6 +216,7 @@ class DistillStage(TrainingStage):
     """Learn the target's distribution. ``target`` None: from the log-probabilities that a generate stage stored.
 
     ``ce_weight``: share of ordinary cross-entropy in the loss. ``target_temperature`` divides both models' logits.
+    ``round_to``: compute with weights rounded as a pack stage will store them, so that the draft learns to bear it.
     """
 
     target: str | None = None
@@ -222,6 +224,7 @@ class DistillStage(TrainingStage):
     ce_weight: float = 0.0
     jsd_beta: float = 0.5
     target_temperature: float = 1.0
+    round_to: RoundTo | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from draftsmith.train.loop import Run, autocast, train
 from draftsmith.train.models import Learner, load_learner, new_model, pick_device
 from draftsmith.train.objectives import CrossEntropy, Distillation, Objective, Preference
 from draftsmith.train.prepare import DataPlan, Tell, prepare
+from draftsmith.train.rounding import round_weights, stop_rounding
 from draftsmith.train.schema import DataSource, DistillStage, DpoStage, ExtendStage, InitStage, TrainingStage
 from draftsmith.train.shapes import extended, kept_layers, shrunk_config, shrunk_weights
 from draftsmith.train.store import TokenStore
@@ -94,6 +95,7 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
         store = prepare(plan, place.folder / "data", place.tell)
     device = pick_device(stage.device)
     whole = _pruned(stage, learner)
+    unrounded = _rounded(stage, learner)
     objective = _objective(stage, learner, store, place)
     held_out = _held_out(stage, learner, plan, place)
     if held_out is not None and isinstance(objective, Preference):
@@ -120,6 +122,7 @@ def learn(stage: TrainingStage, learner: Learner, place: Workplace) -> tuple[Lea
     metrics = train(run)
     speed = {name: told[name] for name in ("tokens_per_s", "share_of_peak") if name in told}
     record = {"metrics": metrics, "speed": speed, "data": store.report, "device": str(device)}
+    unrounded()
     whole()
     return _gathered(learner), {**record, "processes": world().size}
 
@@ -135,6 +138,16 @@ def _pruned(stage: TrainingStage, learner: Learner) -> Callable[[], None]:
     head = learner.model.get_output_embeddings().weight.detach()
     prune(learner.model, kept)
     return lambda: restore(learner.model, kept, None if learner.config.tie_embeddings else head)
+
+
+def _rounded(stage: TrainingStage, learner: Learner) -> Callable[[], None]:
+    """Let the model compute with rounded weights if the stage says so; call what this returns to end that."""
+    if not isinstance(stage, DistillStage) or stage.round_to is None:
+        return lambda: None
+    if world().size > 1:
+        raise UsageError(f"stage.{stage.name}.round_to is for one process; leave it out, or start one")
+    round_weights(learner.model, stage.round_to)
+    return lambda: stop_rounding(learner.model)
 
 
 def _gathered(learner: Learner) -> Learner:
