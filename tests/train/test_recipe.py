@@ -113,6 +113,9 @@ def test_paths_are_found_beside_the_recipe_and_by_stage(tmp_path: Path) -> None:
     assert recipe.locate("a.jsonl") == str(tmp_path / "a.jsonl")
     assert recipe.locate("elsewhere.jsonl") == "elsewhere.jsonl"
     assert recipe.locate("stage:first") == "out/first"
+    assert recipe.locate("stage:first/heldout") == "out/first/heldout"
+    with pytest.raises(UsageError, match="of a stage there is all, or its heldout"):
+        recipe.locate("stage:first/../../etc")
     with pytest.raises(UsageError, match="has no stage 'last'"):
         recipe.locate("stage:last")
 

@@ -13,7 +13,7 @@ import pytest
 from draftsmith.engine import LLM
 from draftsmith.errors import CheckpointError, DraftsmithError, TokenizerError, UsageError
 from draftsmith.train.parts import part_metadata, read_parts
-from draftsmith.train.prompts import read_prompts, write_prompts
+from draftsmith.train.prompts import read_prompts, that_fit, write_prompts
 from draftsmith.train.replies import write_replies, write_replies_together
 from draftsmith.train.schema import DataSource, GenerateStage
 from draftsmith.types import Completion, FinishReason, Message, SamplingParams
@@ -70,6 +70,7 @@ class FewReplies:
     def __init__(self, llm: LLM, count: int) -> None:
         self._llm, self._left = llm, count
         self.name, self.tokenizer, self.prompt_format = llm.name, llm.tokenizer, llm.prompt_format
+        self.max_context = llm.max_context
 
     def generate(self, prompts: Any, sampling: Any) -> list[Completion]:
         self._left -= len(prompts)
@@ -191,6 +192,44 @@ def test_replies_end_with_the_token_that_ends_them(llm: LLM, tmp_path: Path) -> 
     assert document.ids[-1] == EOS
     assert document.mask[-4:].all()
     assert np.count_nonzero(document.mask) == 4
+
+
+def test_what_is_longer_than_the_context_is_told_and_left_out(llm: LLM) -> None:
+    told: list[str] = []
+    kept = that_fit(prompts("hi", "x" * 5000, "so"), llm, told.append)
+    assert kept == prompts("hi", "so")
+    assert len(told) == 1
+    assert f"the context has {llm.max_context} ('xxx" in told[0]
+
+
+def test_a_conversation_ends_where_it_outgrows_the_context(llm: LLM, tmp_path: Path) -> None:
+    turns = (Message("user", "hi"), Message("user", "y" * 5000), Message("user", "so"))
+    write_replies(llm, STAGE, [turns], tmp_path, lambda _: None)
+    [part] = tmp_path.iterdir()
+    assert len(list(read_parts(part, llm.tokenizer.fingerprint()))) == 1
+
+
+def test_held_out_prompts_are_kept_apart_whatever_else_is_asked(llm: LLM, tmp_path: Path) -> None:
+    stage = replace(STAGE, heldout_share=0.4, samples=2, max_new_tokens=3)
+    texts = [f"write {number}" for number in range(12)]
+
+    def sides(folder: Path, *texts: str) -> tuple[set[str], set[str]]:
+        counts = write_replies(llm, stage, prompts(*texts), folder, lambda _: None)
+        keys = [
+            {key for path in place.glob("part-*") for key in part_metadata(path)["prompts"]}
+            for place in (folder, folder / "heldout")
+        ]
+        assert counts == {"prompts": len(texts), "replies": 2 * len(texts), "held_out": len(keys[1])}
+        return keys[0], keys[1]
+
+    learnt, held = sides(tmp_path / "all", *texts)
+    assert len(learnt) + len(held) == 24
+    assert 4 <= len(held) <= 18
+    prompt_of = {key: key.rpartition("-")[0] for key in learnt | held}
+    assert not {prompt_of[key] for key in learnt} & {prompt_of[key] for key in held}  # samples are on one side
+    fewer = sides(tmp_path / "some", *texts[::-1][:7])
+    assert fewer[0] <= learnt
+    assert fewer[1] <= held
 
 
 def test_a_target_that_says_nothing_is_told(llm: LLM, tmp_path: Path) -> None:

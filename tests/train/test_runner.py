@@ -48,7 +48,8 @@ steps = 3
 [stage.replies]
 kind = "generate"
 model = "tiny"
-prompts = {path = "chat.jsonl", limit = 5}
+prompts = {path = "chat.jsonl", limit = 9}
+heldout_share = 0.55
 temperature = 1.0
 max_new_tokens = 12
 top_logprobs = 8
@@ -70,7 +71,7 @@ learning_rate = 3e-3
 [stage.online]
 kind = "distill"
 data = "stage:replies"
-eval_data = "stage:replies"
+eval_data = "stage:replies/heldout"
 target = "tiny"
 acceptance_target = "tiny"
 loss = "accepted_length"
@@ -170,6 +171,8 @@ def check_record(record: dict[str, Any]) -> None:
         (["--stage", "sft", "sft.model=tiny", "sft.data=pairs.jsonl"], "8 of 8 rows cannot be used"),
         (["--stage", "sft", "sft.model=tiny", "sft.eval_data=[]"], "acceptance_target needs eval_data"),
         (["--stage", "sft", "sft.model=nowhere"], "nowhere"),
+        (["--stage", "replies", "replies.heldout_share=0.01"], "which draws none or all of 9 prompts"),
+        (["--stage", "replies", "replies.max_context=8"], "no prompt fits into the context of 8 tokens"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

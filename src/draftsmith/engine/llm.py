@@ -130,6 +130,11 @@ class LLM:
         """The target's tokenizer."""
         return self._target.tokenizer
 
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and reply together that fit."""
+        return self._target.model.max_context
+
     @cached_property
     def prompt_format(self) -> PromptFormat:
         """How ``chat`` writes messages."""

@@ -113,6 +113,7 @@ class Api:
             tokenizer,
             logprobs=body.logprobs is not None,
             pieces=body.return_pieces,
+            by_id=body.return_tokens_as_token_ids,
             echoed=echoed,
             handles=[choice.handle for choice in generation.choices],
         )

@@ -216,6 +216,7 @@ class CompletionRequest(Generate):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: int | None = None
+    return_tokens_as_token_ids: bool = False
 
     @model_validator(mode="after")
     def _what_is_not_done(self) -> CompletionRequest:

@@ -161,7 +161,8 @@ class ChatShape:
 
 class CompletionShape:
     """/v1/completions. ``echoed``: what stands before the reply, by choice; empty without ``echo``. ``handles``: by
-    choice, too, for the log-probabilities of what is echoed."""
+    choice, too, for the log-probabilities of what is echoed. ``by_id``: log-probabilities call a token ``token_id:5``,
+    as vLLM does, rather than by its text, which is not unique."""
 
     def __init__(
         self,
@@ -170,11 +171,12 @@ class CompletionShape:
         *,
         logprobs: bool,
         pieces: bool,
+        by_id: bool = False,
         echoed: Sequence[str] = (),
         handles: Sequence[Handle] = (),
     ) -> None:
         self._stamp, self._tokenizer, self._logprobs, self._pieces = stamp, tokenizer, logprobs, pieces
-        self._echoed, self._handles = echoed, handles
+        self._by_id, self._echoed, self._handles = by_id, echoed, handles
         self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}
 
@@ -229,9 +231,9 @@ class CompletionShape:
             text = self._tokenizer.text_of(one.token_id)
             offset = self._offsets.get(index, 0)
             self._offsets[index] = offset + len(text)
-            listed["tokens"].append(text)
+            listed["tokens"].append(self._called(one.token_id))
             listed["token_logprobs"].append(one.logprob)
-            listed["top_logprobs"].append({self._tokenizer.text_of(token_id): value for token_id, value in one.top})
+            listed["top_logprobs"].append({self._called(token_id): value for token_id, value in one.top})
             listed["text_offset"].append(offset)
         return listed
 
@@ -239,8 +241,12 @@ class CompletionShape:
         """Nothing stands before the first token, so there is nothing to be told of it."""
         text = self._tokenizer.text_of(token_id)
         self._offsets[index] = len(text)
-        for name, value in (("tokens", text), ("token_logprobs", None), ("top_logprobs", None), ("text_offset", 0)):
+        called = self._called(token_id)
+        for name, value in (("tokens", called), ("token_logprobs", None), ("top_logprobs", None), ("text_offset", 0)):
             listed[name].append(value)
+
+    def _called(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._by_id else self._tokenizer.text_of(token_id)
 
 
 def _call(found: FoundCall) -> Json:

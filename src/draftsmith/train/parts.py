@@ -19,9 +19,10 @@ from draftsmith.checkpoint.atomic import atomic_file
 from draftsmith.errors import CheckpointError, TokenizerError
 from draftsmith.train.encode import Document
 
-__all__ = ["PART_PATTERN", "pack_part", "part_metadata", "read_parts", "write_part"]
+__all__ = ["HELDOUT", "PART_PATTERN", "pack_part", "part_metadata", "read_parts", "write_part"]
 
 PART_PATTERN = "part-*.safetensors"
+HELDOUT = "heldout"  # the folder, below the others, of the parts that are not to be trained on
 _METADATA = "draftsmith"  # one entry: the format writes several in no certain order
 
 

@@ -19,12 +19,13 @@ from draftsmith.train.rows import BadRow, parse_prompt
 from draftsmith.train.schema import DataSource, GenerateStage
 from draftsmith.types import Completion, Message, SamplingParams
 
-__all__ = ["Writer", "prompt_key", "read_prompts", "seed_of", "write_prompts"]
+__all__ = ["Writer", "first_turn", "prompt_key", "read_prompts", "seed_of", "that_fit", "write_prompts"]
 
 _MARK = "\N{INVISIBLE SEPARATOR}user\N{INVISIBLE SEPARATOR}"
 MAX_PROMPT_TOKENS = 256  # of prompts that the target makes up
 PROMPT_TOP_P = 0.95  # what lies beyond makes a small target lose the thread
 TRIES = 4  # attempts for each prompt that is wanted; some are cut off or come twice
+MAX_TOLD = 50  # prompts that are too long told one by one; all are counted
 AT_ONCE = 64  # attempts that are written together
 
 
@@ -37,6 +38,8 @@ class Writer(Protocol):
     def tokenizer(self) -> Tokenizer: ...  # noqa: D102
     @property
     def prompt_format(self) -> PromptFormat: ...  # noqa: D102
+    @property
+    def max_context(self) -> int: ...  # noqa: D102
     def generate(  # noqa: D102
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]
     ) -> list[Completion]: ...
@@ -65,6 +68,28 @@ def read_prompts(sources: Iterable[DataSource], tell: Tell) -> list[tuple[Messag
     if problems:
         raise UsageError(f"{problems} rows hold no prompt, and nothing was generated; mend or remove them")
     return prompts
+
+
+def that_fit(prompts: Sequence[tuple[Message, ...]], writer: Writer, tell: Tell) -> list[tuple[Message, ...]]:
+    """The prompts whose first turn leaves room for a reply in the writer's context; the others are told."""
+    kept = []
+    for messages in prompts:
+        shown = first_turn(messages)
+        size = len(writer.prompt_format.encode(shown, add_generation_prompt=True).token_ids) if shown else 0
+        if size < writer.max_context:
+            kept.append(messages)
+        elif len(prompts) - len(kept) <= MAX_TOLD:
+            room = writer.max_context
+            tell(f"left out: a prompt of {size} tokens, the context has {room} ({shown[-1].content!r:.60})")
+    return kept
+
+
+def first_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages up to the first of the user; empty when there is none."""
+    for count, message in enumerate(messages, start=1):
+        if message.role == "user":
+            return tuple(messages[:count])
+    return ()
 
 
 def write_prompts(writer: Writer, stage: GenerateStage, path: Path, tell: Tell) -> list[tuple[Message, ...]]:

@@ -8,7 +8,7 @@
     learning_rate = 2e-5
 
 Paths are relative to the recipe's folder where they exist there, else to the current one; ``stage:sft`` is what the
-stage sft made. An override names a key by
+stage sft made, ``stage:replies/heldout`` what the generate stage replies kept apart. An override names a key by
 its path, ``stage.sft.learning_rate=1e-5``, or shorter ``sft.learning_rate=1e-5``; its value is TOML, or else a text.
 """
 
@@ -24,6 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from draftsmith.checkpoint.hub_data import PREFIX, fetch_data
 from draftsmith.errors import UsageError
+from draftsmith.train.parts import HELDOUT
 from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, PackStage, Stage, TrainingStage
 
 __all__ = ["Recipe", "read_recipe", "stage_settings"]
@@ -50,10 +51,12 @@ class Recipe:
         if reference.startswith(PREFIX):
             return str(fetch_data(reference))
         if reference.startswith(STAGE_PREFIX):
-            name = reference.removeprefix(STAGE_PREFIX)
+            name, slash, part = reference.removeprefix(STAGE_PREFIX).partition("/")
             if name not in [stage.name for stage in self.stages]:
                 raise UsageError(f"{self.path} names {reference}, but it has no stage {name!r}")
-            return str(self.output / name)
+            if slash and part != HELDOUT:
+                raise UsageError(f"{self.path} names {reference}; of a stage there is all, or its {HELDOUT}")
+            return str(self.output / name / part)
         beside = self.path.parent / reference
         return str(beside) if beside.exists() or ("*" in beside.name and beside.parent.is_dir()) else reference
 

@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from draftsmith.checkpoint import open_checkpoint, resolve
 from draftsmith.engine import LLM
-from draftsmith.errors import DraftsmithError
+from draftsmith.errors import DraftsmithError, UsageError
+from draftsmith.text import choose_format
 from draftsmith.train.encode import Document
-from draftsmith.train.parts import PART_PATTERN, pack_part, part_metadata, write_part
+from draftsmith.train.endpoint import EndpointWriter
+from draftsmith.train.parts import HELDOUT, PART_PATTERN, pack_part, part_metadata, write_part
 from draftsmith.train.prepare import Tell
-from draftsmith.train.prompts import Writer, prompt_key, seed_of
+from draftsmith.train.prompts import Writer, first_turn, prompt_key, seed_of
 from draftsmith.train.schema import GenerateStage
 from draftsmith.types import Completion, Message, SamplingParams
 
@@ -51,14 +54,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file to write: number, and the jobs in it."""
+    """A file to write: number, and the jobs in it. ``held_out``: not to be trained on."""
 
     number: int
     jobs: tuple[Job, ...]
+    held_out: bool = False
 
     def path(self, folder: Path) -> Path:
         """Where it belongs in ``folder``."""
-        return folder / f"part-{self.number:05d}.safetensors"
+        return (folder / HELDOUT if self.held_out else folder) / f"part-{self.number:05d}.safetensors"
 
     def is_in(self, folder: Path) -> bool:
         """Whether it was written before."""
@@ -66,8 +70,10 @@ class Part:
         return path.exists() and part_metadata(path)["prompts"] == [job.key for job in self.jobs]
 
 
-def load_writer(stage: GenerateStage, model: str) -> LLM:
-    """The engine with the target of the stage. Raises what ``LLM`` raises."""
+def load_writer(stage: GenerateStage, model: str) -> Writer:
+    """What writes for the stage: the engine with its target, or its endpoint. Raises what ``LLM`` raises."""
+    if stage.endpoint is not None:
+        return _endpoint(stage, stage.endpoint, model)
     return LLM(
         model,
         stage.draft,
@@ -75,6 +81,23 @@ def load_writer(stage: GenerateStage, model: str) -> LLM:
         quantize=None if stage.quantize == "none" else stage.quantize,
         threads=stage.threads,
         max_context=stage.max_context,
+    )
+
+
+def _endpoint(stage: GenerateStage, address: str, model: str) -> EndpointWriter:
+    if stage.draft not in ("auto", "none") or stage.quantize != "none" or stage.processes > 1:
+        raise UsageError(
+            f"stage.{stage.name} has an endpoint, which decides on draft, quantize and processes itself; leave them out"
+        )
+    checkpoint = open_checkpoint(resolve(model).path)
+    tokenizer = checkpoint.tokenizer()
+    return EndpointWriter(
+        address=address,
+        name=stage.endpoint_model or model,
+        tokenizer=tokenizer,
+        prompt_format=choose_format(tokenizer, stage.prompt_format),
+        max_context=stage.max_context or checkpoint.config.max_context,
+        requests=stage.requests,
     )
 
 
@@ -128,20 +151,24 @@ def packed_replies(writer: Writer, stage: GenerateStage, part: Part) -> bytes:
 def keep_part(part: Part, content: bytes, folder: Path) -> None:
     """Write what ``packed_replies`` gave."""
     if content:
-        write_part(part.path(folder), content)
+        path = part.path(folder)
+        path.parent.mkdir(exist_ok=True)
+        write_part(path, content)
 
 
 def _replies(writer: Writer, stage: GenerateStage, jobs: Sequence[Job]) -> list[Document]:
     """One document for each reply of each conversation: what stands before it, and the reply, which is learnt.
 
     All conversations take their first turn together, then all that have one their second, and so on. A conversation
-    ends where the target says nothing.
+    ends where the target says nothing, and where it has outgrown the context.
     """
-    histories = [_next_turn((), job.messages) for job in jobs]
+    histories = [first_turn(job.messages) for job in jobs]
     documents: list[list[Document]] = [[] for _ in jobs]
     turn, going = 0, [number for number, history in enumerate(histories) if history]
     while going:
-        prompts = [writer.prompt_format.encode(histories[n], add_generation_prompt=True).token_ids for n in going]
+        encoded = {n: writer.prompt_format.encode(histories[n], add_generation_prompt=True).token_ids for n in going}
+        going = [n for n in going if len(encoded[n]) < writer.max_context]
+        prompts = [encoded[n] for n in going]
         sampling = [_sampling(writer, stage, jobs[n], turn) for n in going]
         still: list[int] = []
         for n, prompt, completion in zip(going, prompts, writer.generate(prompts, sampling), strict=True):
@@ -149,18 +176,11 @@ def _replies(writer: Writer, stage: GenerateStage, jobs: Sequence[Job]) -> list[
                 continue
             documents[n].append(_document(prompt, completion))
             before = (*histories[n], Message("assistant", completion.text))
-            histories[n] = _next_turn(before, jobs[n].messages[len(before) - turn - 1 :])
-            still += [n] if histories[n] else []
+            more = first_turn(jobs[n].messages[len(before) - turn - 1 :])
+            histories[n] = (*before, *more)
+            still += [n] if more else []
         turn, going = turn + 1, still
     return [document for written in documents for document in written]
-
-
-def _next_turn(history: tuple[Message, ...], waiting: Sequence[Message]) -> tuple[Message, ...]:
-    """``history`` and what is waiting up to the next message of the user; empty when there is none."""
-    for count, message in enumerate(waiting, start=1):
-        if message.role == "user":
-            return (*history, *waiting[:count])
-    return ()
 
 
 def _sampling(writer: Writer, stage: GenerateStage, job: Job, turn: int) -> SamplingParams:
@@ -191,11 +211,26 @@ def _document(prompt_ids: Sequence[int], completion: Completion) -> Document:
 
 
 def parts_of(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> list[Part]:
-    """Jobs in an order drawn by the seed, so that the first parts stand for all."""
-    jobs = [_job(messages, sample, stage) for messages in prompts for sample in range(stage.samples)]
-    jobs.sort(key=lambda job: job.seed)
-    starts = range(0, len(jobs), stage.rows_per_part)
-    return [Part(number, tuple(jobs[start : start + stage.rows_per_part])) for number, start in enumerate(starts)]
+    """Jobs in an order drawn by the seed, so that the first parts stand for all; those held out come last.
+
+    All samples of a prompt are on one side, whatever else is asked for beside it.
+    """
+    parts: list[Part] = []
+    for held_out in (False, True):
+        jobs = [
+            _job(messages, sample, stage)
+            for messages in prompts
+            if _is_held_out(messages, stage) == held_out
+            for sample in range(stage.samples)
+        ]
+        jobs.sort(key=lambda job: job.seed)
+        for start in range(0, len(jobs), stage.rows_per_part):
+            parts.append(Part(len(parts), tuple(jobs[start : start + stage.rows_per_part]), held_out))
+    return parts
+
+
+def _is_held_out(messages: tuple[Message, ...], stage: GenerateStage) -> bool:
+    return seed_of(stage.seed, prompt_key(messages), "heldout") / 2.0**63 < stage.heldout_share
 
 
 def _job(messages: tuple[Message, ...], sample: int, stage: GenerateStage) -> Job:
@@ -213,4 +248,6 @@ def result_of(prompts: Sequence[tuple[Message, ...]], parts: Sequence[Part], fol
     """Counts for the record. Raises DraftsmithError when there is no part at all."""
     if not any(folder.glob(PART_PATTERN)):
         raise DraftsmithError("the target wrote no reply to any prompt; look at the prompts and at max_new_tokens")
-    return {"prompts": len(prompts), "replies": count_jobs(parts)}
+    counts = {"prompts": len(prompts), "replies": count_jobs(parts)}
+    held_out = count_jobs([part for part in parts if part.held_out])
+    return counts | ({"held_out": held_out} if held_out else {})

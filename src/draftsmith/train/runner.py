@@ -23,10 +23,11 @@ from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
 from draftsmith.train.curves import Artist
 from draftsmith.train.models import Learner, load_learner, saved_folder
 from draftsmith.train.pack import pack_draft
-from draftsmith.train.prompts import read_prompts, write_prompts
+from draftsmith.train.parts import HELDOUT
+from draftsmith.train.prompts import read_prompts, that_fit, write_prompts
 from draftsmith.train.ray_replies import write_replies_on_ray
 from draftsmith.train.recipe import Recipe, stage_settings
-from draftsmith.train.replies import load_writer, write_replies, write_replies_together
+from draftsmith.train.replies import load_writer, parts_of, write_replies, write_replies_together
 from draftsmith.train.schema import GenerateStage, InitStage, PackStage, Stage, TrainingStage
 from draftsmith.train.stages import Workplace, initialise, learn, stage_format
 from draftsmith.train.world import World, joined
@@ -128,8 +129,10 @@ def _working(
     if isinstance(stage, GenerateStage):
         details = _generate(stage, model, place)
         with atomic_folder(folder) as target:
-            for path in sorted(place.folder.glob("*.*")):
-                shutil.copyfile(path, target / path.name)
+            for path in sorted((*place.folder.glob("*.*"), *place.folder.glob(f"{HELDOUT}/*.*"))):
+                copy = target / path.relative_to(place.folder)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
             yield target, details
         return
     if isinstance(stage, PackStage):
@@ -170,13 +173,24 @@ def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, A
         prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)
     if not prompts:
         raise UsageError(f"stage.{stage.name} has no prompts; give prompts, num_prompts or both")
-    if place.ray_workers is not None:
+    asked, prompts = len(prompts), that_fit(prompts, writer, place.tell)
+    if not prompts:
+        raise UsageError(f"stage.{stage.name}: no prompt fits into the context of {writer.max_context} tokens")
+    if stage.heldout_share and len({part.held_out for part in parts_of(prompts, stage)}) < 2:
+        raise UsageError(
+            f"stage.{stage.name}.heldout_share is {stage.heldout_share}, which draws none or all of {len(prompts)} "
+            "prompts; change it, or give more prompts"
+        )
+    if stage.endpoint is not None:
+        counts = write_replies(writer, stage, prompts, place.folder, place.tell)
+    elif place.ray_workers is not None:
         counts = write_replies_on_ray(model, stage, prompts, place.folder, place.tell, place.ray_workers)
     elif stage.processes > 1:
         counts = write_replies_together(model, stage, prompts, place.folder, place.tell)
     else:
         counts = write_replies(writer, stage, prompts, place.folder, place.tell)
-    return {"target": writer.name, "data": counts}
+    left_out = {"too_long": asked - len(prompts)} if asked > len(prompts) else {}
+    return {"target": writer.name, "data": counts | left_out}
 
 
 def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -52,6 +52,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "final_learning_rate": _SHARE,
         "gradient_accumulation": _AT_LEAST_1,
         "greedy_share": _SHARE,
+        "heldout_share": _BELOW_1,
         "hidden_size": _AT_LEAST_1,
         "intermediate_size": _AT_LEAST_1,
         "jsd_beta": (lambda value: 0 < value < 1, "between 0 and 1"),
@@ -68,6 +69,7 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "num_layers": _AT_LEAST_1,
         "num_prompts": _NOT_NEGATIVE,
         "processes": _AT_LEAST_1,
+        "requests": _AT_LEAST_1,
         "rope_factor": (lambda value: value >= 1, "1 or more"),
         "rope_theta": _POSITIVE,
         "rows_per_part": _AT_LEAST_1,
@@ -244,6 +246,11 @@ class GenerateStage(Stage):
     user turn (arXiv:2406.08464), which begins with one of ``prompt_starts`` in turn (an empty one leaves the beginning
     to the target). ``samples``: replies to each prompt. ``greedy_share``: of the replies, drawn by the seed, that are
     written greedily. ``processes``: engines side by side, each with ``threads``.
+
+    ``heldout_share``: of the prompts, drawn by the seed, whose replies go to the folder ``heldout`` below the stage's
+    and not to the rest: ``stage:NAME/heldout``. ``endpoint``: an OpenAI-compatible server that writes instead of the
+    engine, asked for ``endpoint_model`` (None: ``model``), so many ``requests`` at a time; ``model`` then gives the
+    tokenizer and the prompt format only. What is longer than the context is told and left out.
     """
 
     prompts: tuple[DataSource, ...] = ()
@@ -251,6 +258,10 @@ class GenerateStage(Stage):
     prompt_starts: tuple[str, ...] = ()
     samples: int = 1
     greedy_share: float = 0.0
+    heldout_share: float = 0.0
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    requests: int = 16
     processes: int = 1
     draft: str = "auto"
     quantize: Literal["none", "4bit", "8bit"] = "none"
