@@ -12,11 +12,22 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from benchmarks import common, llama_cpp_peer, plan_accuracy
+from benchmarks import common, experts, llama_cpp_peer, plan_accuracy
 from benchmarks.perplexity import log_probabilities, python_reference
 from tests.support.tiny import tiny_folder
 
-SCRIPTS = ("batch", "decode", "drafters", "install_size", "limits", "peers", "perplexity", "plan_accuracy", "startup")
+SCRIPTS = (
+    "batch",
+    "decode",
+    "drafters",
+    "experts",
+    "install_size",
+    "limits",
+    "peers",
+    "perplexity",
+    "plan_accuracy",
+    "startup",
+)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -35,6 +46,22 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     ids = [0, 10, 3, 3, 7]
     expected = log_softmax(logits.astype(np.float64), axis=-1)[np.arange(5), ids]
     np.testing.assert_allclose(log_probabilities(logits, ids), expected, rtol=1e-12)
+
+
+def test_experts_on_paper() -> None:
+    """By hand: 46.7 billion weights are known of Mixtral-8x7B, 12.9 of them for a token (both with the embedding)."""
+    assert experts.MIXTRAL.total + 32000 * 4096 == pytest.approx(46.70e9, rel=1e-3)
+    assert experts.MIXTRAL.read(1) + 32000 * 4096 == pytest.approx(12.88e9, rel=1e-3)
+    assert experts.distinct_experts(8, 2, 1) == 2
+    assert experts.distinct_experts(8, 2, 2) == 3.5
+    assert experts.verify_cost(experts.MIXTRAL, 10**6) == pytest.approx(experts.MIXTRAL.total / experts.MIXTRAL.read(1))
+    assert experts.speedup(experts.MIXTRAL, 0.0, 1.0, 1) == pytest.approx(2 / experts.verify_cost(experts.MIXTRAL, 2))
+
+
+def test_a_narrow_model_of_experts_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "SIZES", (1, 3))
+    shape = experts.Shape(layers=1, hidden=64, inner=64, kv=64, vocab=128)
+    assert {size: seconds > 0 for size, seconds in experts.measured(shape, 1).items()} == {1: True, 3: True}
 
 
 def test_the_default_text_is_long_enough() -> None:
