@@ -267,12 +267,15 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall-clock seconds. ``decode_s`` runs from the first token of the reply to the last."""
+    """Wall-clock seconds. ``decode_s`` runs from the first token of the reply to the last; ``draft_s`` of it went into
+    drafting (0 where texts are written together, which share it).
+    """
 
     load_s: float
     prefill_s: float
     decode_s: float
     num_decoded: int  # tokens written during decode_s
+    draft_s: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from draftsmith.measure.origin import measurement_origin
 from draftsmith.measure.pair import Pair, load_pair
 from draftsmith.measure.prompts import PromptItem
 from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.speculate import MixedDrafter, ModelDrafter, PromptLookupDrafter
 from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
 from tests.support.schemas import check_schema
@@ -48,6 +50,19 @@ class SlowModel(FakeModel):
 
 def pair_with(draft: DraftChoice, k: int = 3, target: LoadedModel | None = None) -> Pair:
     return load_pair(target or fake_target(), draft, num_draft_tokens=k)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_the_time_of_drafting_is_told_for_every_drafter(mix: bool) -> None:
+    """A draft model that sleeps 4 ms a step: that much at least was spent, also behind a mix."""
+    draft = replace(fake_target("draft"), model=SlowModel(0.004))
+    drafter = ModelDrafter(draft.model, target_vocab_size=10**6)
+    result = run_bench(pair_with(MixedDrafter(PromptLookupDrafter(), drafter) if mix else draft), ITEMS, GREEDY)
+    drafted = sum(prompt.num_draft_tokens for prompt in result.prompts)
+    spent = sum(prompt.time.draft_s for prompt in result.prompts)
+    assert drafted > 0
+    assert spent > 0
+    assert mix or spent >= 0.0039 * drafted
 
 
 def test_a_perfect_draft_is_counted_right() -> None:

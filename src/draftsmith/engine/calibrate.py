@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from draftsmith.model.protocol import DraftingModel, DraftRun, Model, TokenChoice, TokenRun
+from draftsmith.model.protocol import GREEDY, DraftingModel, DraftRun, Model, TokenRun
 from draftsmith.speculate import AutoLength, CostModel, Costs
 from draftsmith.speculate.drafters.model import common_vocabulary, softmax_at
 from draftsmith.types import Draft, Verdict
@@ -20,7 +20,6 @@ _DRAFT_SIZES = (1, 16)
 _REPEATS = 5
 _BUDGET_S = 0.8  # once this is used up, no size is measured a third time
 _CONTEXT = 64  # tokens in the cache while measuring
-_GREEDY = TokenChoice(greedy=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class _Timer:
         rows = 1 if self._draft else self.size
         began = time.perf_counter()
         if self._draft and isinstance(self._model, DraftingModel):
-            run = DraftRun(self._cache, [0] * self.size, 1, _GREEDY, lambda _: False, self._limit)
+            run = DraftRun(self._cache, [0] * self.size, 1, GREEDY, lambda _: False, self._limit)
             self._model.draft([run])
             self.seconds.append(time.perf_counter() - began)
             return

@@ -28,7 +28,7 @@ from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
 from draftsmith.model.protocol import Model
 from draftsmith.model.storage import CacheDtype, Dtype, Quantize
-from draftsmith.speculate import FixedLength, LengthPolicy, TracedDrafter, generate
+from draftsmith.speculate import FixedLength, LengthPolicy, RoundTimes, TracedDrafter, generate
 from draftsmith.text import PromptFormat, Tokenizer, choose_format
 from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
 
@@ -274,6 +274,12 @@ class LLM:
         drafter = self._drafter.drafter if self._drafter is not None else None
         state = self._store.take(request, drafter, self._options.rule)
         policy, measured = self._policy_for(params), drafter is not None and self._options.num_draft_tokens == "auto"
+
+        def hear(times: RoundTimes) -> None:
+            reply.see(times)
+            if measured:
+                self._calibrated().live.see(times)
+
         rounds = generate(
             self._target.model,
             state.cache,
@@ -282,7 +288,7 @@ class LLM:
             session=state.session,
             policy=policy,
             rule=self._options.rule,
-            on_round=(lambda times: self._calibrated().live.see(times)) if measured else None,
+            on_round=hear,
         )
 
         def end(token_ids: tuple[int, ...] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from draftsmith.engine.assemble import Piece, TextAssembler
-from draftsmith.speculate import Round, SpeculationCounter
+from draftsmith.speculate import Round, RoundTimes, SpeculationCounter
 from draftsmith.types import Completion, FinishReason, Request, Timing, TokenLogprobs
 
 __all__ = ["Reply"]
@@ -25,6 +25,7 @@ class Reply:
         self._from_draft: list[bool] = []
         self._logprobs: list[TokenLogprobs] = []
         self._finish_reason: FinishReason = "stop"
+        self.draft_s = 0.0  # seconds of drafting
 
     @property
     def num_tokens(self) -> int:
@@ -52,6 +53,10 @@ class Reply:
         if written.finish_reason is not None:
             self._finish_reason = written.finish_reason
         return written, self._kept(pieces)
+
+    def see(self, times: RoundTimes) -> None:
+        """Hear what a round took; see ``speculate.generate``."""
+        self.draft_s += times.draft_s
 
     def finish(self) -> list[Piece]:
         """There are no more rounds: the text that was held back."""

@@ -77,6 +77,7 @@ class TextStream:
                 prefill_s=self._prefill_s,
                 decode_s=self._decode_s,
                 num_decoded=max(0, self._reply.num_tokens - 1),
+                draft_s=self._reply.draft_s,
             )
         )
 

@@ -27,7 +27,7 @@ __all__ = ["BenchResult", "Group", "PromptResult", "TimeShare", "run_bench"]
 
 @dataclass(frozen=True, slots=True)
 class TimeShare:
-    """Seconds of speculative decoding in forwards of the target, of the draft, and in everything else."""
+    """Seconds of speculative decoding in forwards of the target, in drafting, and in everything else."""
 
     target_s: float
     draft_s: float
@@ -177,8 +177,7 @@ def run_bench(
     context = int(median(result.context for result in results))
     text = [*sample.prompt_ids, *sample.plain.token_ids] * (1 + context // len(sample.prompt_ids))
     report(total, total, "timing steps")
-    draft_model = pair.draft.model if pair.draft else pair.speculative.draft_model
-    costs = measure_costs(pair.target.model, draft_model, text[: max(1, context)])
+    costs = measure_costs(pair.target.model, pair.speculative.draft_model, text[: max(1, context)])
     skipped = tuple(item.id for item in items if item not in measured)
     return BenchResult(results, costs, skipped, _rounds(sample)[:24])
 
@@ -230,5 +229,5 @@ def _time_share(turns: Sequence[Turn]) -> TimeShare:
 
     whole = sum(turn.speculative.timing.decode_s for turn in turns)
     target = sum(seconds(turn.target_forwards[1:]) for turn in turns)
-    draft = sum(seconds(turn.draft_forwards) for turn in turns)
+    draft = sum(turn.speculative.timing.draft_s for turn in turns)
     return TimeShare(target, draft, max(0.0, whole - target - draft))

@@ -25,13 +25,12 @@ def tell_nobody(done: int, total: int, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user's turn answered both ways. The forwards that gave logits to the speculative reply, in order."""
+    """One user's turn answered both ways. ``target_forwards`` gave logits to the speculative reply, in order."""
 
     prompt_ids: tuple[int, ...]
     plain: Completion
     speculative: Completion
     target_forwards: tuple[Forward, ...]
-    draft_forwards: tuple[Forward, ...]
 
 
 def both_ways(pair: Pair, item: PromptItem, sampling: SamplingParams, *, speculative_first: bool) -> Iterator[Turn]:
@@ -60,13 +59,9 @@ def forget_caches(llm: LLM) -> None:
 
 def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, speculative_first: bool) -> Turn:
     plain = None if speculative_first else pair.plain.chat(messages, sampling)
-    for model in (pair.target, pair.draft):
-        if model is not None:
-            model.take()
+    pair.target.take()
     speculative = pair.speculative.chat(messages, sampling)
     target_forwards = tuple(forward for forward in pair.target.take() if forward.num_logits)
-    drafted = pair.draft.take() if pair.draft is not None else []
-    draft_forwards = tuple(forward for forward in drafted if forward.num_logits)  # the others read the prompt
     prompt = pair.plain.prompt_format.encode(messages, add_generation_prompt=True)
     plain = plain or pair.plain.chat(messages, sampling)
-    return Turn(prompt.token_ids, plain, speculative, target_forwards, draft_forwards)
+    return Turn(prompt.token_ids, plain, speculative, target_forwards)

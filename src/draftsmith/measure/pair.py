@@ -44,14 +44,12 @@ class Memory:
 class Pair:
     """Two LLMs that share the target's weights but no cache.
 
-    ``target`` and ``draft`` record the forwards of the models behind them; ``draft`` is None for drafters
-    without one, and for mixes such as ``MODEL+lookup``, whose model cannot be reached from outside.
+    ``target`` records its forwards. The draft model is used as it is: wrapped, it would lose its way of writing drafts.
     """
 
     plain: LLM
     speculative: LLM
     target: RecordingModel
-    draft: RecordingModel | None
     memory: Memory
     options: dict[str, Any]
 
@@ -77,17 +75,14 @@ def load_pair(
     recorded = RecordingModel(loaded.model)
     shared = replace(loaded, model=recorded)
     plain = LLM(shared, "none", progress=progress, **common)
-    draft_model: RecordingModel | None = None
     drafts_only = isinstance(draft, str | Path) and (str(draft) in NOT_MODELS or is_pruned(draft))
     if isinstance(draft, str | Path) and not drafts_only and not str(draft).endswith(MIXES):
         draft = LLM(draft, "none", progress=progress, **_of_draft(common)).target
     if isinstance(draft, LoadedModel):
         _touch(draft.model)
-        draft_model = RecordingModel(draft.model)
-        draft = replace(draft, model=draft_model)
     speculative = LLM(shared, draft, progress=progress, **options)
     memory = Memory(before, with_target, resident_bytes())
-    return Pair(plain, speculative, recorded, draft_model, memory, {**options, "draft": speculative.drafter_name})
+    return Pair(plain, speculative, recorded, memory, {**options, "draft": speculative.drafter_name})
 
 
 def _of_draft(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DraftRun", "DraftingModel", "KVCache", "Logits", "Model", "TokenChoice", "TokenRun"]
+__all__ = ["GREEDY", "DraftRun", "DraftingModel", "KVCache", "Logits", "Model", "TokenChoice", "TokenRun"]
 
 Logits = npt.NDArray[np.float32]
 
@@ -95,6 +95,9 @@ class TokenChoice:
     min_p: float
     seed: int
     position: int
+
+
+GREEDY = TokenChoice(greedy=True, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 
 
 @dataclass(frozen=True, slots=True)
