@@ -19,6 +19,7 @@ from draftsmith.checkpoint import open_checkpoint
 from draftsmith.errors import CheckpointError, DraftsmithError, OutOfMemory, UnsupportedModel, UsageError
 from draftsmith.model.memory import check_memory
 from draftsmith.model.storage import Dtype, Quantize
+from draftsmith.model.torch_backend.experts import expert_tensors, pack_experts
 from draftsmith.model.torch_backend.gguf import module_of_checkpoint
 from draftsmith.model.torch_backend.model import TorchModel
 from draftsmith.model.torch_backend.rope import fix_frequencies
@@ -60,7 +61,7 @@ def load_torch_model(path: Path, name: str, options: TorchOptions) -> TorchModel
         load = _load_folder if path.is_dir() else _load_gguf
         module, context = load(path, name, options, device)
         width = EXACT_WIDTH if options.exact else None
-        graphs = device.type == "cuda" and not _experts(module)
+        graphs = device.type == "cuda" and not _has_experts(module.config)
         model = _first_step(module, max_context=context, name=name, exact_width=width, graphs=graphs)
         if options.exact:
             _check_exact(model)
@@ -81,7 +82,7 @@ def _first_step(module: Any, *, name: str, **options: Any) -> TorchModel:
 
 def _check_exact(model: TorchModel) -> None:
     """Raises UsageError when logits depend on how many tokens are checked together all the same."""
-    if _experts(model.module):
+    if _has_experts(model.module.config):
         raise UsageError(
             f"exact is on, but each expert of {model.name} sees as many tokens as happen to choose it, so its sums "
             "cannot be of one shape; leave exact out"
@@ -94,9 +95,9 @@ def _check_exact(model: TorchModel) -> None:
         )
 
 
-def _experts(module: Any) -> bool:
+def _has_experts(config: Any) -> bool:
     """Whether the model is a mixture of experts."""
-    text = module.config.get_text_config(decoder=True)
+    text = config.get_text_config(decoder=True)
     return any((getattr(text, key, None) or 0) > 1 for key in _EXPERTS)
 
 
@@ -141,6 +142,8 @@ def _load_folder(path: Path, name: str, options: TorchOptions, device: torch.dev
     arguments = _placement(options, device)
     if options.quantize is not None:
         arguments["quantization_config"] = _quantization(options, stated, name, device)
+        if _has_experts(config):
+            arguments["device_map"] = {"": "cpu"}  # experts come in 16 bits, and only then are they packed
     _check_memory(_weight_bytes(path, config, options), name, device)
     try:
         with _quiet():
@@ -162,10 +165,20 @@ def _load_folder(path: Path, name: str, options: TorchOptions, device: torch.dev
     wrong = sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
         raise CheckpointError(f"{name} lacks weights that its config.json asks for, {wrong[0]} first; fetch it again")
-    if not arguments.get("device_map"):
+    if options.quantize is not None:
+        _pack_experts(module, name, options, device)
+    if arguments.get("device_map") in (None, {"": "cpu"}):
         module = module.to(device)
     fix_frequencies(module, context)
     return module.eval(), context
+
+
+def _pack_experts(module: Any, name: str, options: TorchOptions, device: torch.device) -> None:
+    """Do what bitsandbytes leaves undone. Raises UsageError, UnsupportedModel where that is not possible."""
+    if options.quantize == "4bit":
+        pack_experts(module, device)
+    elif next(expert_tensors(module), None) is not None:
+        raise UsageError(f"quantize is 8bit, which would leave the experts of {name} in 16 bits; take 4bit")
 
 
 def _stated_config(path: Path, name: str) -> dict[str, Any]:
@@ -243,9 +256,9 @@ def _quantization(options: TorchOptions, stated: dict[str, Any], name: str, devi
 
 
 def _weight_bytes(path: Path, config: Any, options: TorchOptions) -> float:
-    """About what the weights take in memory."""
+    """About what the weights take in main memory, at most; experts are quantised when all of them are there."""
     stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    wanted = options.quantize or options.dtype
+    wanted = options.dtype if _has_experts(config) else options.quantize or options.dtype
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return stored * _BYTES[wanted] / _BYTES.get(own, _BYTES["float32"]) if wanted in _BYTES else stored
 
