@@ -70,9 +70,10 @@ class LLM:
         """Load the models.
 
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
+        ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"suffix"``,
-        ``"embedded"`` (the draft that is shipped for the target), a mix such as ``"embedded+lookup"``, ``"auto"``
-        (prompt lookup), ``"none"`` or None.
+        ``"embedded"`` (the draft that is shipped for the target), a mix such as ``"embedded+lookup"``, ``"auto"`` (that
+        mix where a draft is shipped, else prompt lookup), ``"none"`` or None.
         ``prompt_format``: for ``chat``; None is the model's own template, or else Alpaca. ``backend``: ``"native"``,
         ``"torch"`` or ``"auto"``, which takes torch for what native does not run and where there is a GPU for a Hugging
         Face folder. ``device``: for torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from draftsmith.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.engine.backend import choose_backend, gpu_is_there, require_torch
 from draftsmith.engine.options import EngineOptions, Progress, no_progress
-from draftsmith.engine.pruned import pruned_drafter
+from draftsmith.engine.pruned import EMBEDDED, embedded_draft, pruned_drafter
 from draftsmith.errors import UsageError
 from draftsmith.model.memory import check_memory
 from draftsmith.model.protocol import Model
@@ -125,13 +125,16 @@ def load_drafter(
 ) -> LoadedDrafter | None:
     """The drafter for ``draft``: None or ``"none"``, ``"lookup"``, ``"suffix"``, ``"embedded"`` (the draft that is
     shipped for the target), a model's reference, or a mix, ``"MODEL+lookup"`` or ``"MODEL+suffix"``; ``"auto"`` is
-    ``"lookup"``: the shipped draft wins over it in places, but loses more where it loses (docs/results).
+    ``"embedded+lookup"`` where there is such a draft, else ``"lookup"``.
 
     Raises what ``load_model`` raises.
     """
     if draft is None or draft == "none":
         return None
-    if draft in ("auto", "lookup"):
+    if draft == "auto":
+        shipped = embedded_draft(target.name, target.model, target.tokenizer)
+        draft = "lookup" if shipped is None else f"{EMBEDDED}+lookup"
+    if draft == "lookup":
         return LoadedDrafter(PromptLookupDrafter())
     if draft == "suffix":
         return LoadedDrafter(SuffixDrafter())

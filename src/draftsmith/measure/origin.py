@@ -20,13 +20,15 @@ _SUFFIXES = (".safetensors", ".json", ".model", ".gguf")
 def weight_files(reference: str, target: str = "") -> list[Path]:
     """The files that make the model ``reference``, which has been loaded before; none for a drafter without files.
 
-    ``embedded`` is the draft that is shipped for ``target``.
+    ``embedded`` is the draft that is shipped for ``target``, which ``auto`` takes too where there is one.
     """
     reference = reference.removesuffix("+lookup").removesuffix("+suffix")
     shipped = shipped_drafts()
     if reference == EMBEDDED:  # for another name of a known target, the vocabulary decided: any of them may be it
         return [shipped[target]] if target in shipped else list(shipped.values())
-    if reference in ("auto", "lookup", "suffix", "none"):
+    if reference == "auto":
+        return [shipped[target]] if target in shipped else []
+    if reference in ("lookup", "suffix", "none"):
         return []
     path = resolve(reference, local_only=True).path
     return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
