@@ -9,7 +9,7 @@ Shape legend: E experts, N rows and K columns of one expert's matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ class PackedExpert:
 class PackedExperts(torch.nn.Module):
     """A tensor [E, N, K] in 4 bits: ``experts[i]`` is expert i."""
 
-    def __init__(self, weights: torch.Tensor, device: torch.device) -> None:
-        """``weights`` are quantised on ``device``, one expert after another, and are not changed."""
+    def __init__(self, weights: Iterable[torch.Tensor], device: torch.device) -> None:
+        """``weights`` [N, K] are quantised on ``device``, one expert after another, and are not changed."""
         super().__init__()
         import bitsandbytes.functional as bnb
 
