@@ -70,9 +70,15 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2() -> None:
 
 def test_ctrl_c_ends_with_130(model: str) -> None:
     args = ("generate", "abc", "--target", model, "--raw", "--max-new-tokens", "19000", "--draft", "none")
-    # A small pipe: else the whole reply may fit into it before this process runs again.
+    # A small pipe: else the whole reply may fit into it before this process runs again. And a shell that runs the tests
+    # in the background has its children ignore the signal.
     with subprocess.Popen(
-        [*COMMAND, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        pipesize=4096,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
