@@ -10,6 +10,8 @@ namespace {
 
 constexpr size_t kRowsPerUnit = 32;   // query rows that share the reading of a piece, where there are many
 constexpr size_t kUnitsPerWorker = 8; // with fewer, the last one to finish makes the others wait
+constexpr size_t kPiecesPerRun = 16;  // of one head, by the same worker: it knows what it will read next
+constexpr size_t kMostPartials = size_t{32} << 20;  // bytes
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 size_t pieces_of(size_t positions) { return divide_up(positions, kPiecePositions); }
@@ -98,41 +100,45 @@ void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index
 }
 
 Model::AttentionPlan Model::plan_attention(const Pass& pass) {
-    const size_t group = shape_.heads / shape_.kv_heads, enough = kUnitsPerWorker * static_cast<size_t>(team_->size());
-    size_t few = 0, many = 0, parts = 0, slots = 0, counters = 0;
+    const size_t group = shape_.heads / shape_.kv_heads, team = static_cast<size_t>(team_->size()), enough = kUnitsPerWorker * team;
+    struct Count { size_t chunks = 0, parts = 0, slots = 0; };
+    const auto count_for = [&](size_t rows_per_unit) {
+        Count c;
+        for (const Segment& s : pass.segments) {
+            const size_t rows = s.count * group, pieces = pieces_of(pass.rows[s.first_row].position + s.count);
+            c.chunks += divide_up(rows, rows_per_unit) * shape_.kv_heads;
+            c.parts += divide_up(rows, rows_per_unit) * shape_.kv_heads * pieces;
+            c.slots += rows * shape_.kv_heads * pieces;
+        }
+        return c;
+    };
+    const Count wide = count_for(kRowsPerUnit), narrow = count_for(kAttentionRows);
+    if (wide.chunks >= enough) return {kRowsPerUnit, wide.chunks, 0};
+    const bool fits = wide.slots * shape_.head_dim * sizeof(float) <= kMostPartials;
+    const bool shared = fits && wide.parts >= enough && team > 1;
+    if (!shared && (narrow.chunks >= enough || narrow.parts == narrow.chunks || team == 1 || !fits)) return {kAttentionRows, narrow.chunks, 0};
+    const size_t rows_per_unit = shared ? kRowsPerUnit : kAttentionRows, parts = shared ? wide.parts : narrow.parts;
+    scratch_->partials.reserve(wide.slots, shape_.head_dim, shared ? wide.chunks : narrow.chunks);
+    const size_t run = std::clamp<size_t>(parts / enough, 1, kPiecesPerRun);
+    size_t units = 0;
     for (const Segment& s : pass.segments) {
-        const size_t rows = s.count * group, pieces = pieces_of(pass.rows[s.first_row].position + s.count);
-        few += divide_up(rows, kRowsPerUnit) * shape_.kv_heads;
-        many += divide_up(rows, kAttentionRows) * shape_.kv_heads;
-        parts += divide_up(rows, kAttentionRows) * shape_.kv_heads * pieces;
-        slots += rows * shape_.kv_heads * pieces;
-        counters += divide_up(rows, kAttentionRows) * shape_.kv_heads;
+        units += divide_up(s.count * group, rows_per_unit) * shape_.kv_heads * divide_up(pieces_of(pass.rows[s.first_row].position + s.count), run);
     }
-    if (few >= enough) return {kRowsPerUnit, few, false};
-    if (many >= enough || parts == many || team_->size() == 1) return {kAttentionRows, many, false};
-    Partials& p = scratch_->partials;
-    if (p.maxima.size() < slots) {
-        p.maxima.resize(slots * 2);
-        p.sums.resize(slots * 2);
-        p.vectors.resize(slots * 2 * shape_.head_dim);
-    }
-    if (p.done.size() < counters) p.done = std::vector<std::atomic<uint32_t>>(counters);
-    for (auto& done : p.done) done.store(0, std::memory_order_relaxed);
-    return {kAttentionRows, parts, true};
+    return {rows_per_unit, units, run};
 }
 
-// Units in the order: segment, piece (if by pieces), rows, key-value head.
+// Units in the order: segment, run of pieces (if by pieces), rows, key-value head.
 Model::AttentionUnit Model::find_unit(const Pass& pass, const AttentionPlan& plan, size_t index) const {
     const size_t group = shape_.heads / shape_.kv_heads, heads = shape_.kv_heads;
     size_t slot = 0, counter = 0;
     for (const Segment& s : pass.segments) {
         const size_t rows = s.count * group, chunks = divide_up(rows, plan.rows_per_unit), pieces = pieces_of(pass.rows[s.first_row].position + s.count);
-        const size_t units = chunks * heads * (plan.by_pieces ? pieces : 1);
+        const size_t units = chunks * heads * (plan.run ? divide_up(pieces, plan.run) : 1);
         if (index < units) {
-            const size_t head = index % heads, chunk = index / heads % chunks, piece = index / heads / chunks;
+            const size_t head = index % heads, chunk = index / heads % chunks, run = index / heads / chunks;
             const size_t first = chunk * plan.rows_per_unit, count = std::min(plan.rows_per_unit, rows - first);
             const size_t own_slot = slot + (head * rows + first) * pieces, own_counter = counter + head * chunks + chunk;
-            if (plan.by_pieces) return {&s, head, first, count, piece, piece + 1, own_slot, own_counter};
+            if (plan.run) return {&s, head, first, count, run * plan.run, std::min(pieces, (run + 1) * plan.run), own_slot, own_counter};
             return {&s, head, first, count, 0, pieces, own_slot, own_counter};
         }
         index -= units;
@@ -145,7 +151,7 @@ Model::AttentionUnit Model::find_unit(const Pass& pass, const AttentionPlan& pla
 void Model::attend(Worker& worker, const Pass& pass, const AttentionPlan& plan, const Layer& layer, size_t layer_index) {
     worker.for_chunks(plan.units, 1, [&](size_t index, size_t) {
         const AttentionUnit unit = find_unit(pass, plan, index);
-        if (plan.by_pieces) attend_part(pass, layer, layer_index, unit);
+        if (plan.run) attend_part(pass, layer, layer_index, unit);
         else attend_whole(pass, layer, layer_index, unit);
     });
 }
@@ -183,14 +189,18 @@ size_t Model::attend_piece(const Pass& pass, const Layer& layer, size_t layer_in
     if (rows == 0) return 0;
     const uint8_t* keys[kPieceBlocks];
     const uint8_t* values[kPieceBlocks];
+    const uint8_t* next[kPieceBlocks];
     const size_t first_block = piece * kPieceBlocks, last_block = std::min<size_t>(first_block + kPieceBlocks, divide_up(furthest, kBlockPositions));
-    for (size_t block = first_block; block < last_block; ++block) {
-        keys[block - first_block] = unit.segment->cache->keys(layer_index, unit.kv_head, block);
-        values[block - first_block] = unit.segment->cache->values(layer_index, unit.kv_head, block);
+    // The last rows of a unit that read this piece fetch the next one.
+    const size_t end_block = piece + 1 < unit.last_piece && end == unit.count ? divide_up(furthest, kBlockPositions) : 0;
+    for (size_t i = 0; i < kPieceBlocks && first_block + i < last_block; ++i) {
+        const size_t block = first_block + i;
+        keys[i] = unit.segment->cache->keys(layer_index, unit.kv_head, block);
+        values[i] = unit.segment->cache->values(layer_index, unit.kv_head, block);
+        next[i] = block + kPieceBlocks < end_block ? unit.segment->cache->keys(layer_index, unit.kv_head, block + kPieceBlocks) : values[i];
     }
     kernels_.attend[static_cast<int>(shape_.cache_type)](
-        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values,
-         cache_blocks_->shape().value_bytes() / 2});
+        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values, next});
     return rows;
 }
 
@@ -236,20 +246,26 @@ void Model::attend_whole(const Pass& pass, const Layer& layer, size_t layer_inde
     }
 }
 
-// Some rows over one piece; whoever does the last piece of these rows folds all, in their order.
+// Some rows over a run of pieces; whoever does the last piece of these rows folds all, in their order.
 void Model::attend_part(const Pass& pass, const Layer& layer, size_t layer_index, const AttentionUnit& unit) {
     Partials& p = scratch_->partials;
     const size_t d = shape_.head_dim, pieces = pieces_of(pass.rows[unit.segment->first_row].position + unit.segment->count);
-    float* outs[kAttentionRows];
-    float maxima[kAttentionRows], sums[kAttentionRows];
-    size_t who[kAttentionRows];
-    for (size_t i = 0; i < unit.count; ++i) outs[i] = p.vectors.data() + (unit.slot + i * pieces + unit.first_piece) * d;
-    const size_t rows = attend_piece(pass, layer, layer_index, unit, unit.first_piece, 0, unit.count, outs, maxima, sums, who);
-    for (size_t r = 0; r < rows; ++r) {
-        p.maxima[unit.slot + who[r] * pieces + unit.first_piece] = maxima[r];
-        p.sums[unit.slot + who[r] * pieces + unit.first_piece] = sums[r];
+    for (size_t piece = unit.first_piece; piece < unit.last_piece; ++piece) {
+        for (size_t begin = 0; begin < unit.count; begin += kAttentionRows) {
+            float* outs[kAttentionRows];
+            float maxima[kAttentionRows], sums[kAttentionRows];
+            size_t who[kAttentionRows];
+            const size_t end = std::min<size_t>(begin + kAttentionRows, unit.count);
+            for (size_t i = begin; i < end; ++i) outs[i - begin] = p.vectors.data() + (unit.slot + i * pieces + piece) * d;
+            const size_t rows = attend_piece(pass, layer, layer_index, unit, piece, begin, end, outs, maxima, sums, who);
+            for (size_t r = 0; r < rows; ++r) {
+                p.maxima[unit.slot + who[r] * pieces + piece] = maxima[r];
+                p.sums[unit.slot + who[r] * pieces + piece] = sums[r];
+            }
+        }
     }
-    if (p.done[unit.counter].fetch_add(1, std::memory_order_acq_rel) + 1 < pieces) return;
+    const uint32_t done = static_cast<uint32_t>(unit.last_piece - unit.first_piece);
+    if (p.done[unit.counter].fetch_add(done, std::memory_order_acq_rel) + done < pieces) return;
     p.done[unit.counter].store(0, std::memory_order_relaxed);  // for the next layer, which begins after a barrier
     for (size_t i = 0; i < unit.count; ++i) {
         const RowWindow w = row_window(pass, layer, unit, i);

@@ -68,9 +68,9 @@ template <class S> inline float exp_one(float x) {
 }
 
 template <class S> void attention_fold(float* m, float* l, float* o, float piece_m, float piece_l, const float* piece_o, size_t head_dim) {
-    const float largest = *m > piece_m ? *m : piece_m;
-    const float keep = exp_one<S>(*m - largest), take = exp_one<S>(piece_m - largest);
-    *m = largest;
+    const bool new_maximum = piece_m > *m;
+    const float keep = new_maximum ? exp_one<S>(*m - piece_m) : 1.0f, take = new_maximum ? 1.0f : exp_one<S>(piece_m - *m);
+    if (new_maximum) *m = piece_m;
     *l = __builtin_fmaf(*l, keep, piece_l * take);
     for (size_t d = 0; d < head_dim; d += 16) {
         S::store(o + d, S::fma(S::load(o + d), S::splat(keep), S::mul(S::load(piece_o + d), S::splat(take))));

@@ -21,23 +21,11 @@ inline Reach reach_of(const AttentionJob& job, int from, int rows) {
     return {first, last, first / kBlockPositions, (last + kBlockPositions - 1) / kBlockPositions};
 }
 
-// Fetches what will be read soon while the keys of half a block are: that half of the block's values, and of the next keys.
-// Blocks lie far from one another, so that the processor's own prefetching would begin anew with each.
-struct Ahead {
-    const uint8_t* values;
-    const uint8_t* keys;
-
-    Ahead(const AttentionJob& job, int at, const Reach& reach) {
-        const int block = at / kBlockPositions;
-        const size_t half = at % kBlockPositions ? job.half_bytes : 0;
-        values = job.values[block] + half;
-        keys = (block + 1 < reach.last_block ? job.keys[block + 1] : job.values[block]) + half;
-    }
-    void fetch(int offset) const {
-        __builtin_prefetch(values + offset);
-        __builtin_prefetch(keys + offset);
-    }
-};
+// Memory is to be busy all the time: while the keys of a piece are read its values are fetched, and while the values are, the
+// keys of the next piece. Blocks lie far from one another, so that the processor's own prefetching would begin anew with each.
+template <int BYTES> inline void fetch_lines(const uint8_t* at) {
+    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(at + line);
+}
 
 template <class T> struct FloatCache {
     template <class S> static constexpr int kRows = S::kAttentionRows;
@@ -47,19 +35,22 @@ template <class T> struct FloatCache {
         else return S::load_half(p);
     }
 
-    // scores[r][position] = sum over d of query[r][d] * key[d][position], a chain over d for each position.
+    // scores[r][position] = sum over d of query[r][d] * key[d][position], a chain over d for each position. The queries lie
+    // side by side for it: one address for all rows.
     template <class S, int R> static void scores(const AttentionJob& job, int from, const Reach& reach, float (*out)[kPiecePositions]) {
+        alignas(64) float queries[kMaxHeadDim][R];
+        for (int r = 0; r < R; ++r) for (int d = 0; d < job.head_dim; ++d) queries[d][r] = job.queries[from + r][d];
         for (int at = reach.first_block * kBlockPositions; at < reach.last_block * kBlockPositions; at += 32) {
             const T* keys = reinterpret_cast<const T*>(job.keys[at / kBlockPositions]) + at % kBlockPositions;
-            const Ahead ahead(job, at, reach);
+            const uint8_t* ahead = job.values[at / kBlockPositions] + (at % kBlockPositions ? job.head_dim * 32 * sizeof(T) : 0);
             typename S::F acc[R][2];
             for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
-            for (int d = 0; d < job.head_dim; ++d, keys += kBlockPositions) {
-                ahead.fetch(d * static_cast<int>(sizeof(T)) * 32);
+            for (int d = 0; d < job.head_dim; ++d, keys += kBlockPositions, ahead += 32 * sizeof(T)) {
+                fetch_lines<32 * sizeof(T)>(ahead);
                 const auto k0 = load<S>(keys), k1 = load<S>(keys + 16);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
-                    const auto q = S::splat(job.queries[from + r][d]);
+                    const auto q = S::splat(queries[d][r]);
                     acc[r][0] = S::fma(k0, q, acc[r][0]);
                     acc[r][1] = S::fma(k1, q, acc[r][1]);
                 }
@@ -72,15 +63,22 @@ template <class T> struct FloatCache {
     template <class S, int R, int C> static void columns(const AttentionJob& job, int from, const Reach& reach, const float (*weights)[kPiecePositions], int d) {
         typename S::F acc[R][C];
         for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
-        for (int p = reach.first; p < reach.last; ++p) {
-            const T* at = reinterpret_cast<const T*>(job.values[p / kBlockPositions]) + static_cast<size_t>(p % kBlockPositions) * static_cast<size_t>(job.head_dim) + d;
-            typename S::F v[C];
-            for (int c = 0; c < C; ++c) v[c] = load<S>(at + 16 * c);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const auto weight = S::splat(weights[r][p]);
+        for (int block = reach.first_block; block < reach.last_block; ++block) {
+            const int start = block * kBlockPositions, first = reach.first > start ? reach.first : start;
+            const int last = reach.last < start + kBlockPositions ? reach.last : start + kBlockPositions;
+            const T* at = reinterpret_cast<const T*>(job.values[block]) + static_cast<size_t>(first - start) * static_cast<size_t>(job.head_dim) + d;
+            const uint8_t* ahead = job.next_keys[block] + static_cast<size_t>(d) * kBlockPositions * sizeof(T);
+            for (int p = first; p < last; ++p, at += job.head_dim, ahead += 16 * C * sizeof(T)) {
+                fetch_lines<16 * C * sizeof(T)>(ahead);
+                typename S::F v[C];
 #pragma GCC unroll 4
-                for (int c = 0; c < C; ++c) acc[r][c] = S::fma(v[c], weight, acc[r][c]);
+                for (int c = 0; c < C; ++c) v[c] = load<S>(at + 16 * c);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    const auto weight = S::splat(weights[r][p]);
+#pragma GCC unroll 4
+                    for (int c = 0; c < C; ++c) acc[r][c] = S::fma(v[c], weight, acc[r][c]);
+                }
             }
         }
         for (int r = 0; r < R; ++r) for (int c = 0; c < C; ++c) S::store(job.out[from + r] + d + 16 * c, acc[r][c]);

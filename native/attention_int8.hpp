@@ -24,7 +24,7 @@ struct Int8Cache {
             const uint8_t* block = job.keys[at / kBlockPositions];
             const auto* scales = reinterpret_cast<const uint16_t*>(block) + at % kBlockPositions;
             const uint8_t* codes = block + int8_key_scales(job.head_dim) + at % kBlockPositions * 4;
-            const Ahead ahead(job, at, reach);
+            const uint8_t* ahead = job.values[at / kBlockPositions] + (at % kBlockPositions ? job.head_dim * 32 : 0);
             typename S::F acc[R][2];
             for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
             for (int g = 0; g < groups; ++g, scales += kBlockPositions) {
@@ -35,8 +35,7 @@ struct Int8Cache {
                     dot[r][0] = dot[r][1] = start;
                 }
                 for (int i = 0; i < kGroup / 4; ++i, codes += kBlockPositions * 4) {
-                    ahead.fetch((g * kGroup + 4 * i) * 32);
-                    ahead.fetch((g * kGroup + 4 * i + 2) * 32);
+                    fetch_lines<128>(ahead + (g * kGroup + 4 * i) * 32);
                     const auto k0 = S::load_bytes(codes), k1 = S::load_bytes(codes + 64);
 #pragma GCC unroll 4
                     for (int r = 0; r < R; ++r) {

@@ -289,6 +289,7 @@ NB_MODULE(_native, m) {
             cache.truncate(static_cast<size_t>(length));
         }, "length"_a)
         .def("fork", &KVCache::fork, "length"_a)
+        .def("repeat", &KVCache::repeat, "length"_a)
         .def("growth", &KVCache::growth, "count"_a);
 
     nb::class_<Model>(m, "Model", "A decoder stack over packed weights.")

@@ -10,6 +10,7 @@
 
 namespace draftsmith {
 
+constexpr int kMaxHeadDim = 256;
 constexpr int kBlockPositions = 64;  // positions in a block of the KV cache; attention splits the context there
 
 constexpr int kPieceBlocks = 4;
@@ -37,7 +38,7 @@ struct AttentionJob {
     int head_dim;
     const uint8_t* const* keys;          // [blocks of the piece, as far as they are seen]
     const uint8_t* const* values;
-    size_t half_bytes;                   // half of the values of a block
+    const uint8_t* const* next_keys;     // [kPieceBlocks]: what will be read after this piece; any memory of that size
 };
 constexpr int kAttentionRows = 8;
 

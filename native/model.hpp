@@ -92,8 +92,9 @@ private:
     struct Row { size_t segment; size_t position; int32_t token; };
     struct Segment { KVCache* cache; size_t first_row, count; };  // consecutive tokens of one sequence in a pass
     struct Pass { std::vector<Segment> segments; std::vector<Row> rows; std::vector<size_t> wanted; };
-    // How attention is shared out: by rows, each over its whole context, or, where that gives too few units, by pieces.
-    struct AttentionPlan { size_t rows_per_unit, units; bool by_pieces; };
+    // How attention is shared out: by rows, each over its whole context (run = 0), or, where that gives too few units, by runs
+    // of pieces of the context.
+    struct AttentionPlan { size_t rows_per_unit, units, run; };
     struct AttentionUnit { const Segment* segment; size_t kv_head, first, count, first_piece, last_piece, slot, counter; };
     struct RowWindow { const float* query; size_t row, head, from, to; };
     struct Input { float* rows; size_t stride; QuantRows quantised; };  // of a product: which one is read depends on the weights

@@ -8,7 +8,6 @@
 
 namespace draftsmith {
 
-constexpr size_t kMaxHeadDim = 256;
 constexpr size_t kFewRows = 8;  // rows that every worker normalises for itself
 
 template <class T> class Buffer {  // aligned to cache lines, not initialised
@@ -30,6 +29,16 @@ private:
 struct Partials {
     std::vector<float> maxima, sums, vectors;     // [slot], [slot], [slot][D]
     std::vector<std::atomic<uint32_t>> done;      // pieces done, for each unit's rows
+
+    void reserve(size_t slots, size_t head_dim, size_t counters) {
+        if (maxima.size() < slots) {
+            maxima.resize(slots * 2);
+            sums.resize(slots * 2);
+            vectors.resize(slots * 2 * head_dim);
+        }
+        if (done.size() < counters) done = std::vector<std::atomic<uint32_t>>(counters);
+        for (auto& pieces : done) pieces.store(0, std::memory_order_relaxed);
+    }
 };
 
 // What mixtures of experts need besides.
