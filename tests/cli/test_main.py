@@ -124,12 +124,20 @@ def test_a_trace_is_recorded_and_replayed_without_the_models(shell: Shell, model
     drafted = (*options, "--draft", draft, "--num-draft-tokens", "16")
     assert shell(*drafted, "--trace", trace)[:2] == shell(*drafted)[:2]
     table = shell("replay", trace)[1].splitlines()
-    assert table[0].split() == ["policy", "speed-up", "rounds", "drafted", "accepted"]
-    assert table[2].split()[:2] == ["plain", "1.00"]
+    assert table[0].split() == ["policy", "tokens/s", "times", "plain", "tokens/round", "drafted", "accepted"]
+    assert table[3].split()[0::2] == ["plain", "1.00", "0"]
+    assert float(table[3].split()[1]) > 0
     result = shell.json("replay", trace, "--json")
     assert result["drafter"] == draft
     assert result["policies"]["plain"]["tokens"] >= 39
     assert result["policies"]["4"]["num_draft_tokens"] > 0
+    best = max(result["policies"], key=lambda name: result["policies"][name]["speedup"])
+    assert (result["best"], table[-1].split()[:2]) == (best, ["Best:", f"{best},"])
+    some = shell("replay", trace, "--policy", "theory, 0", "--policy", "5")[1].splitlines()
+    assert [line.split()[0] for line in some[1:-1]] == ["theory", "plain", "5"]
+    for wrong in ("fast", "65", "-1", "auto,"):
+        code, _, err = shell("replay", trace, "--policy", wrong)
+        assert (code, "it must be auto, theory, plain or a number of tokens up to 64" in err) == (2, True)
     code, _, err = shell(*options, "--draft", "none", "--trace", trace)
     assert (code, "nothing to trace without a drafter" in err) == (2, True)
     code, _, err = shell("replay", str(tmp_path / "draft" / "config.json"))

@@ -16,7 +16,7 @@ from draftsmith.speculate.drafters import (
     common_prefix,
 )
 from draftsmith.speculate.loop import Round, RoundTimes, generate, token_limit
-from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy, begin_text
+from draftsmith.speculate.policy import CostModel, Costs, FixedLength, LengthPolicy, TheoryLength, begin_text
 from draftsmith.speculate.replay import ReplayResult, replay
 from draftsmith.speculate.stats import SpeculationCounter
 from draftsmith.speculate.trace import RoundRecord, Trace, TracedDrafter, read_trace, trace_json
@@ -43,6 +43,7 @@ __all__ = [
     "SpeculationCounter",
     "SteppedDraftSession",
     "SuffixDrafter",
+    "TheoryLength",
     "Trace",
     "TracedDrafter",
     "TranslatedDrafter",

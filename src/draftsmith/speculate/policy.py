@@ -1,4 +1,4 @@
-"""How many tokens to draft in a round: the protocol, a fixed length, and the costs that a choice depends on."""
+"""How many tokens to draft in a round: the protocol, the plain choices, and the costs that a choice depends on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 from draftsmith.types import Draft, Verdict
 
-__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy", "begin_text"]
+__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy", "TheoryLength", "begin_text"]
 
 
 class Costs(Protocol):
@@ -100,3 +100,42 @@ class FixedLength:
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Learns nothing."""
+
+
+class TheoryLength:
+    """The best length if all draft tokens were accepted with one probability a, each independently of the others.
+
+    Then a round of k writes (1 - a^(k + 1)) / (1 - a) tokens on average (arXiv:2211.17192, section 3). a is the share of
+    accepted ones among all judged so far. For comparison: it knows of no confidence, and once it does not draft it never
+    tries again.
+    """
+
+    def __init__(self, costs: Costs, max_length: int = 16) -> None:
+        self._costs = costs
+        self._max_length = max_length
+        self._accepted, self._judged = 2.8, 4.0  # what is taken for granted before anything is known
+        self._length = self._best()
+
+    def begin(self, unread: int) -> None:
+        """Nothing depends on it."""
+
+    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+        """Whether there are fewer than the best length yet."""
+        del upcoming, instead
+        return len(confidences) < self._length
+
+    def learn(self, draft: Draft, verdict: Verdict) -> None:
+        """Take in which tokens were accepted; none after the first rejection was judged."""
+        del draft
+        self._accepted += verdict.num_accepted
+        self._judged += min(verdict.num_accepted + 1, verdict.num_draft_tokens)
+        self._length = self._best()
+
+    def _best(self) -> int:
+        acceptance = self._accepted / self._judged
+        best, speed, written = 0, 1.0, 1.0
+        for k in range(1, self._max_length + 1):
+            written += acceptance**k
+            now = written / (k * self._costs.draft_step + self._costs.verify_cost(k + 1))
+            best, speed = (k, now) if now > speed else (best, speed)
+        return best

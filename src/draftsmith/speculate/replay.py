@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from draftsmith.speculate.policy import CostModel, LengthPolicy
+from draftsmith.speculate.policy import CostModel, LengthPolicy, begin_text
 from draftsmith.speculate.trace import Trace
 from draftsmith.types import Draft, Verdict
 
@@ -44,32 +44,41 @@ class ReplayResult:
         """Tokens per plain step's time."""
         return self.tokens / self.cost if self.cost else 0.0
 
+    @property
+    def tokens_per_round(self) -> float:
+        """1 for plain decoding."""
+        return self.tokens / self.rounds if self.rounds else 0.0
+
 
 def replay(
     trace: Trace, new_policy: Callable[[CostModel], LengthPolicy], costs: CostModel | None = None
 ) -> ReplayResult:
     """Write all texts of ``trace`` again with one policy, which keeps what it learns from text to text.
 
-    ``costs`` None: those of the trace.
+    ``costs`` None: those of the trace. What a draft model has to read before it drafts is paid for, except for a prompt
+    that it reads at once, since reading prompts is no part of decoding.
     """
     costs = costs or trace.costs
     policy = new_policy(costs)
     tokens = rounds = drafted = accepted = 0
     cost = 0.0
-    for outcomes, length in _texts(trace):
-        place = 0
+    for outcomes, start, length in _texts(trace):
+        place, unread = 0, 0 if begin_text(policy, start) else start
         while place < length:
             draft, hits = _draft(outcomes, place, length, policy)
             k = len(draft.confidences)
             policy.learn(draft, Verdict((0,) * (hits + 1), hits, k))
-            cost += (0.0 if draft.free else k * costs.draft_step) + costs.verify_cost(k + 1)
+            cost += costs.verify_cost(k + 1)
+            if k and not draft.free:
+                cost += k * costs.draft_step + unread * costs.draft_read
+            unread = 0 if k and not draft.free else unread + hits + 1
             place, rounds, drafted, accepted = place + hits + 1, rounds + 1, drafted + k, accepted + hits
         tokens += length
     return ReplayResult(tokens, rounds, drafted, accepted, cost)
 
 
-def _texts(trace: Trace) -> list[tuple[dict[int, _Outcome], int]]:
-    """For each text: outcomes by position after its first round's start, and how many positions there are."""
+def _texts(trace: Trace) -> list[tuple[dict[int, _Outcome], int, int]]:
+    """For each text: outcomes by position after its first round's start, that start, how many positions there are."""
     starts: dict[int, int] = {}
     lengths: dict[int, int] = {}
     outcomes: dict[int, dict[int, _Outcome]] = defaultdict(dict)
@@ -81,7 +90,7 @@ def _texts(trace: Trace) -> list[tuple[dict[int, _Outcome], int]]:
             confidence = row.confidences[i] if row.confidences else None
             blind = () if hit else row.confidences[i + 1 :]
             outcomes[row.text][row.start - origin + i] = _Outcome(hit, confidence, row.free, blind)
-    return [(outcomes[text], lengths[text]) for text in starts]
+    return [(outcomes[text], starts[text], lengths[text]) for text in starts]
 
 
 def _draft(outcomes: dict[int, _Outcome], place: int, length: int, policy: LengthPolicy) -> tuple[Draft, int]:

@@ -7,10 +7,12 @@ A recorder stands between the loop and a drafter's sessions and changes nothing.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from draftsmith.errors import UsageError
@@ -47,6 +49,11 @@ class Trace:
     drafter: str
     rounds: tuple[RoundRecord, ...]
     costs: CostModel
+
+    @property
+    def plain_s(self) -> float:
+        """About what a plain step took in seconds, by what the checks of the rounds took; 0 without rounds."""
+        return median(r.check_s / self.costs.verify_cost(len(r.drafted) + 1) for r in self.rounds) if self.rounds else 0.0
 
 
 class TracedDrafter:
@@ -141,7 +148,8 @@ def trace_json(trace: Trace, spell: Callable[[int], str]) -> dict[str, Any]:
         events.append(_event("round", number, row.began, row.draft_s + row.check_s, values))
         events.append(_event("draft", number, row.began, row.draft_s, {"tokens": len(row.drafted)}))
         events.append(_event("check", number, row.began + row.draft_s, row.check_s, {"tokens": len(row.drafted) + 1}))
-    costs = {"draft_step": trace.costs.draft_step, "verify": list(trace.costs.verify)}
+    steps = trace.costs
+    costs = {"draft_step": steps.draft_step, "draft_read": steps.draft_read, "verify": list(steps.verify)}
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
@@ -165,12 +173,19 @@ def read_trace(path: Path) -> Trace:
             raise ValueError(other["format"])
         rows = [event for event in content["traceEvents"] if event["name"] == "round"]
         checks = {e["args"]["round"]: e["dur"] / 1e6 for e in content["traceEvents"] if e["name"] == "check"}
-        costs = CostModel(float(other["costs"]["draft_step"]), tuple(map(float, other["costs"]["verify"])))
-        return Trace(str(other["drafter"]), tuple(_record(row, checks) for row in rows), costs)
+        return Trace(str(other["drafter"]), tuple(_record(row, checks) for row in rows), _costs(other["costs"]))
     except OSError as error:
         raise UsageError(f"The trace {path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"{path} is no trace of draftsmith's; record one with draftsmith generate --trace") from None
+
+
+def _costs(value: dict[str, Any]) -> CostModel:
+    numbers = [value["draft_step"], value.get("draft_read", 0.0), *value["verify"]]
+    step, read, *verify = map(float, numbers)
+    if not all(map(math.isfinite, (step, read, *verify))):
+        raise ValueError("costs that are no numbers")
+    return CostModel(step, tuple(verify), read)
 
 
 def _record(event: dict[str, Any], checks: dict[int, float]) -> RoundRecord:

@@ -1,0 +1,341 @@
+"""Whether ``auto`` draft lengths ever lose: against plain decoding, every fixed length, and each part of a mix.
+
+    python -m benchmarks.policy --target REF --draft REF --draft lookup --draft REF+lookup --prompts FILE.jsonl ...
+
+Plain decoding and all drafts with ``auto`` and with ``--lengths`` take turns on every prompt, in one process, greedily;
+of ``--repeat`` times the median counts. Reading the prompt is not in it. ``auto`` goes on from prompt to prompt with
+what it has learnt, as in ``LLM``; with ``--cold`` every reply starts with nothing. A draft ``shuffled:REF`` is REF with
+the rows of its weights in random order: as dear as REF and never right. ``--edits`` makes prompts of a file whose
+references complete functions: each is to be written again with one thing changed. Fails when a reply is not identical.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import add_record_option, report, table
+from draftsmith.checkpoint import open_checkpoint, resolve
+from draftsmith.engine.calibration import Calibration
+from draftsmith.engine.loading import LoadedDrafter, LoadedModel, load_drafter, load_model
+from draftsmith.engine.options import EngineOptions
+from draftsmith.measure.prompts import PromptItem, read_prompts
+from draftsmith.model.native import NativeModel
+from draftsmith.speculate import AutoLength, DraftSession, FixedLength, LengthPolicy, RoundTimes, generate
+from draftsmith.text import choose_format
+from draftsmith.types import Message, Request, SamplingParams
+
+__all__ = ["Draft", "Reply", "Way", "edits", "judge", "load_shuffled", "main", "run"]
+
+PLAIN = "plain"
+
+
+@dataclass(slots=True)
+class Draft:
+    """A drafter with what it is measured with. ``policy``: what ``auto`` has learnt so far."""
+
+    name: str
+    loaded: LoadedDrafter
+    calibration: Calibration
+    policy: AutoLength
+    session: DraftSession | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to write a reply. ``length``: None chooses."""
+
+    draft: Draft | None
+    length: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return PLAIN if self.draft is None else f"{self.draft.name} {'auto' if self.length is None else self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``seconds``: from the first token to the last. ``rounds``: tokens written, drafted and accepted in each."""
+
+    token_ids: tuple[int, ...]
+    seconds: float
+    rounds: tuple[tuple[int, int, int], ...]
+    times: tuple[RoundTimes, ...]
+
+
+@dataclass(slots=True)
+class Prompt:
+    """All replies to one prompt by the way that they were written."""
+
+    file: str
+    id: str
+    replies: dict[str, list[Reply]] = field(default_factory=dict)
+
+    def seconds(self, way: str) -> float:
+        """A median reply's."""
+        return median(reply.seconds for reply in self.replies[way])
+
+
+class Writer:
+    """A target that writes replies, each way in turn; prompts are read once and stay in the caches."""
+
+    def __init__(self, target: LoadedModel, *, cold: bool, max_new_tokens: int) -> None:
+        self.target = target
+        self._cold = cold
+        self._params = SamplingParams(greedy=True, max_new_tokens=max_new_tokens)
+        self._cache = target.model.new_cache()
+        self._held: tuple[int, ...] = ()
+
+    @cached_property
+    def _format(self) -> Any:
+        return choose_format(self.target.tokenizer)
+
+    def prompt_ids(self, item: PromptItem) -> tuple[int, ...]:
+        """The first turn as a chat, or its beginning where the context is short."""
+        ids = tuple(self._format.encode([Message("user", item.turns[0])], add_generation_prompt=True).token_ids)
+        return ids[: self.target.model.max_context - self._params.max_new_tokens - 1]
+
+    def write(self, prompt_ids: tuple[int, ...], way: Way) -> Reply:
+        """One reply, with what ``auto`` knew before this prompt."""
+        request = Request(prompt_ids=prompt_ids, sampling=self._params)
+        self._cache.truncate(len(prompt_ids) - 1 if self._held == prompt_ids else 0)
+        self._held = prompt_ids
+        times: list[RoundTimes] = []
+        chooses = way.draft is not None and way.length is None
+
+        def hear(round_times: RoundTimes) -> None:
+            times.append(round_times)
+            if way.draft is not None and chooses:
+                way.draft.calibration.live.see(round_times)
+
+        rounds = generate(
+            self.target.model,
+            self._cache,
+            request,
+            eos_ids=self.target.tokenizer.eos_ids,
+            session=self._session(way.draft, request),
+            policy=self._policy(way),
+            on_round=hear,
+        )
+        written = [next(rounds)]
+        began = time.perf_counter()
+        written += rounds
+        seconds = time.perf_counter() - began
+        counts = tuple((len(r.token_ids), r.num_draft_tokens, r.num_accepted) for r in written[1:])
+        return Reply(tuple(i for r in written for i in r.token_ids), seconds, counts, tuple(times))
+
+    def _session(self, draft: Draft | None, request: Request) -> DraftSession | None:
+        if draft is None:
+            return None
+        if draft.session is None or self._cold:
+            draft.session = draft.loaded.drafter.start(request, "coupled")
+        else:
+            draft.session.restart(request)
+        return draft.session
+
+    def _policy(self, way: Way) -> LengthPolicy:
+        if way.draft is None or way.length is not None:
+            return FixedLength(way.length or 0)
+        way.draft.policy = AutoLength(way.draft.calibration.live) if self._cold else way.draft.policy.successor()
+        return way.draft.policy
+
+
+def run(writer: Writer, items: Sequence[tuple[str, PromptItem]], ways: Sequence[Way], repeat: int) -> Iterator[Prompt]:
+    """Every prompt with all replies to it. The ways change places from turn to turn."""
+    drafts = {id(way.draft): way.draft for way in ways if way.draft is not None}
+    for number, (file, item) in enumerate(items):
+        prompt, ids = Prompt(file, item.id), writer.prompt_ids(item)
+        writer.write(ids, ways[0])  # reads the prompt and warms up
+        known = {key: draft.policy for key, draft in drafts.items()}
+        for turn in range(repeat):
+            for key, draft in drafts.items():
+                draft.policy = known[key]
+            first = (number + turn) % len(ways)
+            for way in [*ways[first:], *ways[:first]]:
+                prompt.replies.setdefault(way.name, []).append(writer.write(ids, way))
+        yield prompt
+
+
+def load_drafts(names: Sequence[str], target: LoadedModel, options: EngineOptions) -> list[Draft]:
+    """The drafts with their costs measured. Models that several of them use are loaded once."""
+    models: dict[str, LoadedModel] = {}
+    drafts = []
+    for name in names:
+        model_ref, plus, free = name.rpartition("+")
+        ref = model_ref if plus else free
+        if ref.startswith("shuffled:"):
+            models.setdefault(ref, load_shuffled(ref.removeprefix("shuffled:"), options))
+        elif ref not in ("lookup", "suffix", "embedded", "auto"):
+            models.setdefault(ref, load_model(ref, options.for_draft()))
+        loaded = load_drafter(models.get(ref, ref), target, options)
+        if loaded is None:
+            raise SystemExit(f"{name} is no draft; give a model, lookup, suffix, embedded or MODEL+lookup")
+        if plus:
+            loaded = mixed(loaded, load_drafter(free, target, options))
+        calibration = Calibration(target, loaded, options.threads)
+        shown = "+".join(Path(part).stem for part in name.split("+"))
+        shown = f"shuffled {shown}" if ref.startswith("shuffled:") else shown
+        drafts.append(Draft(shown, loaded, calibration, AutoLength(calibration.live)))
+    return drafts
+
+
+def mixed(model: LoadedDrafter, free: LoadedDrafter | None) -> LoadedDrafter:
+    """Both in one."""
+    from draftsmith.speculate import MixedDrafter
+
+    if free is None:
+        return model
+    return dataclasses.replace(model, drafter=MixedDrafter(free.drafter, model.drafter))
+
+
+def load_shuffled(ref: str, options: EngineOptions) -> LoadedModel:
+    """``ref`` with the rows of every matrix in random order: it costs what ``ref`` costs and knows nothing."""
+    dice = np.random.default_rng(0)
+    checkpoint = open_checkpoint(resolve(ref).path)
+    tensors = {
+        name: dataclasses.replace(tensor, row_order=dice.permutation(tensor.num_rows)) if tensor.num_rows > 1 else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
+    model = NativeModel.load(checkpoint, threads=options.threads, max_context=options.max_context)
+    return LoadedModel(f"shuffled {Path(ref).stem}", model, checkpoint.tokenizer())
+
+
+def edits(items: Sequence[PromptItem]) -> list[PromptItem]:
+    """Functions that ``items`` begin and their references complete, to be written again with an earlier return."""
+    asked = "Add a check for empty arguments at the top of this function and return all of it:\n\n```python\n{}\n```"
+    return [
+        dataclasses.replace(item, id=f"edit/{item.id}", turns=(asked.format(_function(item)),))
+        for item in items
+        if item.reference
+    ]
+
+
+def _function(item: PromptItem) -> str:
+    _, _, code = item.turns[0].partition("\n\n")
+    return f"{code.rstrip()}\n{item.reference}".strip()
+
+
+def judge(prompts: Sequence[Prompt], ways: Sequence[Way]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for every file and draft, and one for every file and mix whose parts were measured too."""
+    files = [*dict.fromkeys(prompt.file for prompt in prompts), "all"]
+    drafts = list(dict.fromkeys(way.draft.name for way in ways if way.draft is not None))
+    rows, mixes = [], []
+    for file in files:
+        part = [prompt for prompt in prompts if file in (prompt.file, "all")]
+        speeds = {way.name: _speedup(part, way.name) for way in ways}
+        for draft in drafts:
+            fixed = {w.name: speeds[w.name] for w in ways if w.draft and w.draft.name == draft and w.length}
+            rows.append({"prompts": file, "draft": draft, **_row(part, f"{draft} auto", fixed)})
+            model, plus, free = draft.rpartition("+")
+            if plus and {model, free} <= set(drafts):
+                better = max(speeds[f"{model} auto"], speeds[f"{free} auto"])
+                parts = {"model": speeds[f"{model} auto"], "copies": speeds[f"{free} auto"]}
+                both = {"both": speeds[f"{draft} auto"], "both / better": speeds[f"{draft} auto"] / better}
+                mixes.append({"prompts": file, "draft": draft, **parts, **both})
+    return rows, mixes
+
+
+def _speedup(prompts: Sequence[Prompt], way: str) -> float:
+    """Times plain, over the tokens of all ``prompts``."""
+    return sum(p.seconds(PLAIN) for p in prompts) / sum(p.seconds(way) for p in prompts)
+
+
+def _row(prompts: Sequence[Prompt], auto: str, fixed: Mapping[str, float]) -> dict[str, Any]:
+    best = max(fixed, key=lambda name: fixed[name], default=None)
+    speed = _speedup(prompts, auto)
+    last = [prompt.replies[auto][-1] for prompt in prompts]
+    rounds = [counts for reply in last for counts in reply.rounds]
+    drafted, accepted = sum(r[1] for r in rounds), sum(r[2] for r in rounds)
+    return {
+        "best fixed": "" if best is None else best.rpartition(" ")[2],
+        "its speed": "" if best is None else round(fixed[best], 3),
+        "auto": speed,
+        "auto / best": "" if best is None else round(speed / fixed[best], 3),
+        "slowest": min(prompt.seconds(PLAIN) / prompt.seconds(auto) for prompt in prompts),
+        "tokens a round": sum(r[0] for r in rounds) / max(1, len(rounds)),
+        "acceptance": accepted / max(1, drafted),
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--target", default="smollm2-135m-instruct", help="path, hub id or alias")
+    parser.add_argument("--draft", action="append", required=True, help="as for draftsmith, or shuffled:REF")
+    parser.add_argument("--lengths", default="", help="fixed lengths, comma-separated")
+    parser.add_argument("--prompts", action="append", default=[], type=Path, help="a .jsonl file")
+    parser.add_argument("--edits", type=Path, help="a .jsonl file of functions to make edits of")
+    parser.add_argument("--per-file", type=int, default=3)
+    parser.add_argument("--skip", type=int, default=0, help="prompts of each file to leave out before these")
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="every reply starts with nothing learnt and nothing read")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=Path, metavar="FILE", help="also write every round of every reply as JSON")
+    add_record_option(parser)
+    return parser.parse_args(arguments)
+
+
+def _items(options: argparse.Namespace) -> list[tuple[str, PromptItem]]:
+    files = {path.stem: read_prompts(path) for path in options.prompts} or {"built-in": read_prompts(None)}
+    if options.edits is not None:
+        files["edits"] = tuple(edits(read_prompts(options.edits)))
+    last = options.skip + options.per_file
+    return [(name, item) for name, items in files.items() for item in items[options.skip : last]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the tables and the JSON line; exit code 1 when a reply differs."""
+    options = parse(arguments)
+    engine = EngineOptions(threads=options.threads, max_context=4096)
+    target = load_model(options.target, engine)
+    drafts = load_drafts(options.draft, target, engine)
+    lengths = [int(length) for length in options.lengths.split(",") if length]
+    ways = [Way(None), *(Way(draft, length) for draft in drafts for length in (None, *lengths))]
+    writer = Writer(target, cold=options.cold, max_new_tokens=options.max_new_tokens)
+    prompts = []
+    for prompt in run(writer, _items(options), ways, options.repeat):
+        prompts.append(prompt)
+        shown = ", ".join(f"{way.name} {prompt.seconds(PLAIN) / prompt.seconds(way.name):.3f}" for way in ways[1:])
+        print(f"  {prompt.file} {prompt.id}: {shown}", file=sys.stderr)
+    if options.rounds is not None:
+        options.rounds.write_text(json.dumps([dataclasses.asdict(prompt) for prompt in prompts]), encoding="utf-8")
+    different = [p.id for p in prompts if len({r.token_ids for replies in p.replies.values() for r in replies}) > 1]
+    rows, mixes = judge(prompts, ways)
+    costs = {draft.name: _costs(draft) for draft in drafts}
+    result = {"target": target.name, "identical": not different, "different": different, "costs": costs}
+    result |= {"max_new_tokens": options.max_new_tokens, "repeat": options.repeat, "cold": options.cold}
+    result |= {"rows": rows, "mixes": mixes}
+    tables = [table(list(part[0]), [list(row.values()) for row in part]) for part in (rows, mixes) if part]
+    report(f"The length policy: {Path(target.name).name}", tables, result, options.record)
+    return int(bool(different))
+
+
+def _costs(draft: Draft) -> dict[str, Any]:
+    steps, live = draft.calibration.steps, draft.calibration.live
+    sizes = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
+    return {
+        "plain_s": round(steps.plain_s, 5),
+        "c": round(steps.costs.draft_step, 3),
+        "c at the end": round(live.draft_step, 3),
+        "read": round(steps.costs.draft_read, 4),
+        "v": {m: round(steps.costs.verify_cost(m), 3) for m in sizes},
+        "v at the end": {m: round(live.verify_cost(m), 3) for m in sizes},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
