@@ -32,13 +32,22 @@ from draftsmith.engine.loading import LoadedDrafter, LoadedModel, load_drafter, 
 from draftsmith.engine.options import EngineOptions
 from draftsmith.measure.prompts import PromptItem, read_prompts
 from draftsmith.model.native import NativeModel
-from draftsmith.speculate import AutoLength, DraftSession, FixedLength, LengthPolicy, RoundTimes, generate
+from draftsmith.speculate import (
+    AutoLength,
+    DraftSession,
+    FixedLength,
+    LengthPolicy,
+    MixedDrafter,
+    RoundTimes,
+    generate,
+)
 from draftsmith.text import choose_format
 from draftsmith.types import Message, Request, SamplingParams
 
-__all__ = ["Draft", "Reply", "Way", "edits", "judge", "load_shuffled", "main", "run"]
+__all__ = ["Draft", "Prompt", "Reply", "Way", "edits", "judge", "load_shuffled", "main", "row", "run"]
 
 PLAIN = "plain"
+SHORT = 32  # tokens: what shorter replies took says little
 
 
 @dataclass(slots=True)
@@ -180,10 +189,11 @@ def load_drafts(names: Sequence[str], target: LoadedModel, options: EngineOption
         elif ref not in ("lookup", "suffix", "embedded", "auto"):
             models.setdefault(ref, load_model(ref, options.for_draft()))
         loaded = load_drafter(models.get(ref, ref), target, options)
-        if loaded is None:
+        copies = load_drafter(free, target, options) if plus else None
+        if loaded is None or (plus and copies is None):
             raise SystemExit(f"{name} is no draft; give a model, lookup, suffix, embedded or MODEL+lookup")
-        if plus:
-            loaded = mixed(loaded, load_drafter(free, target, options))
+        if copies is not None:
+            loaded = dataclasses.replace(loaded, drafter=MixedDrafter(copies.drafter, loaded.drafter))
         calibration = Calibration(target, loaded, options.threads)
         shown = "+".join(Path(part).stem for part in name.split("+"))
         shown = f"shuffled {shown}" if ref.startswith("shuffled:") else shown
@@ -191,25 +201,16 @@ def load_drafts(names: Sequence[str], target: LoadedModel, options: EngineOption
     return drafts
 
 
-def mixed(model: LoadedDrafter, free: LoadedDrafter | None) -> LoadedDrafter:
-    """Both in one."""
-    from draftsmith.speculate import MixedDrafter
-
-    if free is None:
-        return model
-    return dataclasses.replace(model, drafter=MixedDrafter(free.drafter, model.drafter))
-
-
 def load_shuffled(ref: str, options: EngineOptions) -> LoadedModel:
     """``ref`` with the rows of every matrix in random order: it costs what ``ref`` costs and knows nothing."""
     dice = np.random.default_rng(0)
     checkpoint = open_checkpoint(resolve(ref).path)
-    tensors = {
-        name: dataclasses.replace(tensor, row_order=dice.permutation(tensor.num_rows)) if tensor.num_rows > 1 else tensor
-        for name, tensor in checkpoint.tensors.items()
-    }
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in tensors.items():
+        if tensor.num_rows > 1:
+            tensors[name] = dataclasses.replace(tensor, row_order=dice.permutation(tensor.num_rows))
     checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
-    model = NativeModel.load(checkpoint, threads=options.threads, max_context=options.max_context)
+    model = NativeModel.load(checkpoint, threads=options.threads)
     return LoadedModel(f"shuffled {Path(ref).stem}", model, checkpoint.tokenizer())
 
 
@@ -238,7 +239,7 @@ def judge(prompts: Sequence[Prompt], ways: Sequence[Way]) -> tuple[list[dict[str
         speeds = {way.name: _speedup(part, way.name) for way in ways}
         for draft in drafts:
             fixed = {w.name: speeds[w.name] for w in ways if w.draft and w.draft.name == draft and w.length}
-            rows.append({"prompts": file, "draft": draft, **_row(part, f"{draft} auto", fixed)})
+            rows.append({"prompts": file, "draft": draft, **row(part, f"{draft} auto", fixed)})
             model, plus, free = draft.rpartition("+")
             if plus and {model, free} <= set(drafts):
                 better = max(speeds[f"{model} auto"], speeds[f"{free} auto"])
@@ -253,9 +254,11 @@ def _speedup(prompts: Sequence[Prompt], way: str) -> float:
     return sum(p.seconds(PLAIN) for p in prompts) / sum(p.seconds(way) for p in prompts)
 
 
-def _row(prompts: Sequence[Prompt], auto: str, fixed: Mapping[str, float]) -> dict[str, Any]:
+def row(prompts: Sequence[Prompt], auto: str, fixed: Mapping[str, float]) -> dict[str, Any]:
+    """How ``auto`` did on ``prompts``, beside the speeds of ``fixed`` lengths."""
     best = max(fixed, key=lambda name: fixed[name], default=None)
     speed = _speedup(prompts, auto)
+    ratios = [p.seconds(PLAIN) / p.seconds(auto) for p in prompts if len(p.replies[PLAIN][0].token_ids) >= SHORT]
     last = [prompt.replies[auto][-1] for prompt in prompts]
     rounds = [counts for reply in last for counts in reply.rounds]
     drafted, accepted = sum(r[1] for r in rounds), sum(r[2] for r in rounds)
@@ -264,7 +267,7 @@ def _row(prompts: Sequence[Prompt], auto: str, fixed: Mapping[str, float]) -> di
         "its speed": "" if best is None else round(fixed[best], 3),
         "auto": speed,
         "auto / best": "" if best is None else round(speed / fixed[best], 3),
-        "slowest": min(prompt.seconds(PLAIN) / prompt.seconds(auto) for prompt in prompts),
+        "slowest": min(ratios, default=speed),
         "tokens a round": sum(r[0] for r in rounds) / max(1, len(rounds)),
         "acceptance": accepted / max(1, drafted),
     }
@@ -300,7 +303,7 @@ def _items(options: argparse.Namespace) -> list[tuple[str, PromptItem]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the tables and the JSON line; exit code 1 when a reply differs."""
     options = parse(arguments)
-    engine = EngineOptions(threads=options.threads, max_context=4096)
+    engine = EngineOptions(threads=options.threads)
     target = load_model(options.target, engine)
     drafts = load_drafts(options.draft, target, engine)
     lengths = [int(length) for length in options.lengths.split(",") if length]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from benchmarks import common, experts, llama_cpp_peer, plan_accuracy
+from benchmarks import common, experts, llama_cpp_peer, plan_accuracy, policy
 from benchmarks.perplexity import log_probabilities, python_reference
+from draftsmith.measure.prompts import read_prompts
 from tests.support.tiny import tiny_folder
 
 SCRIPTS = (
@@ -26,6 +27,7 @@ SCRIPTS = (
     "peers",
     "perplexity",
     "plan_accuracy",
+    "policy",
     "startup",
 )
 
@@ -129,3 +131,40 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     found = plan_accuracy.verdict(known)
     assert found is not None
     assert (found["k"], found["good"], found["chosen_well"]) == (0, False, False)
+
+
+def test_policies_take_turns_and_are_judged_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, draft = str(tiny_folder(tmp_path / "target")), str(tiny_folder(tmp_path / "draft", seed=1))
+    prompts = tmp_path / "code.jsonl"
+    item = {"id": "f", "category": "code", "turns": ["Complete.\n\ndef f(x):"], "reference": "    return x"}
+    prompts.write_text(json.dumps(item) + "\n")
+    rounds = tmp_path / "rounds.json"
+    drafts = [draft, "lookup", f"{draft}+lookup", f"shuffled:{target}"]
+    options = ["--target", target, "--prompts", str(prompts), "--edits", str(prompts), "--rounds", str(rounds)]
+    options += ["--lengths", "2", "--repeat", "2", "--max-new-tokens", "20"]
+    assert policy.main([*options, *(word for name in drafts for word in ("--draft", name))]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["identical"]
+    names = ["draft", "lookup", "draft+lookup", "shuffled target"]
+    assert [row["draft"] for row in result["rows"] if row["prompts"] == "edits"] == names
+    assert {row["best fixed"] for row in result["rows"]} == {"2"}
+    assert [row["prompts"] for row in result["mixes"]] == ["code", "edits", "all"]
+    found = json.loads(rounds.read_text())
+    assert {len(replies) for prompt in found for replies in prompt["replies"].values()} == {2}
+    [asked] = policy.edits(read_prompts(prompts))
+    assert "def f(x):\n    return x\n```" in asked.turns[0]
+
+
+def test_shares_are_of_the_median_times() -> None:
+    def replies(*seconds: float) -> list[policy.Reply]:
+        return [policy.Reply(tuple(range(40)), s, ((2, 2, 1),), ()) for s in seconds]
+
+    prompts = [
+        policy.Prompt("a", "1", {"plain": replies(3, 9, 2), "lookup auto": replies(1, 1, 8)}),
+        policy.Prompt("a", "2", {"plain": replies(1, 1, 1), "lookup auto": replies(2, 2, 2)}),
+    ]
+    row = policy.row(prompts, "lookup auto", {"lookup 2": 1.5, "lookup 4": 1.2})
+    assert row["auto"] == pytest.approx(4 / 3)
+    assert (row["best fixed"], row["slowest"]) == ("2", 0.5)
+    assert row["auto / best"] == pytest.approx(8 / 9, abs=1e-3)
+    assert (row["tokens a round"], row["acceptance"]) == (2, 0.5)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy
+from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, TheoryLength
 from draftsmith.types import Draft, Verdict
 
 TRACES = Path(__file__).parent / "data" / "acceptance_traces.json"
@@ -209,6 +209,18 @@ def test_asking_changes_nothing() -> None:
 def test_fixed_lengths() -> None:
     assert [FixedLength(2).wants_more([0.0] * n, None) for n in range(4)] == [True, True, False, False]
     assert not FixedLength(0).wants_more([], None)
+
+
+def test_the_theory_takes_the_best_length_for_one_acceptance() -> None:
+    """By hand, with acceptance 0.7 and 0.3 a token: 1.7 / 1.33, 2.19 / 1.66, 2.53 / 2: two tokens pay most."""
+    policy = TheoryLength(CostModel(0.3, CHEAP_CHECKS))
+    assert [policy.wants_more([0.1] * n, None) for n in range(4)] == [True, True, False, False]
+    for _ in range(100):
+        policy.learn(Draft((0, 0)), Verdict((0, 0, 0), 2, 2))
+    assert policy.wants_more([0.1] * 7, None)
+    for _ in range(400):
+        policy.learn(Draft((0, 0)), Verdict((0,), 0, 2))
+    assert not policy.wants_more([], None)
 
 
 def test_costs_go_on_with_their_last_slope() -> None:

@@ -68,7 +68,9 @@ def _names(given: Sequence[str]) -> list[str]:
     for name in names:
         known = name in ("auto", "theory", "plain") or (name.isascii() and name.isdigit() and int(name) <= LONGEST)
         if not known:
-            raise UsageError(f"policy is {name!r}; it must be auto, theory, plain or a number of tokens up to {LONGEST}")
+            raise UsageError(
+                f"policy is {name!r}; it must be auto, theory, plain or a number of tokens up to {LONGEST}"
+            )
     return list(dict.fromkeys("plain" if name.isdigit() and not int(name) else name for name in names))
 
 

@@ -105,9 +105,9 @@ class FixedLength:
 class TheoryLength:
     """The best length if all draft tokens were accepted with one probability a, each independently of the others.
 
-    Then a round of k writes (1 - a^(k + 1)) / (1 - a) tokens on average (arXiv:2211.17192, section 3). a is the share of
-    accepted ones among all judged so far. For comparison: it knows of no confidence, and once it does not draft it never
-    tries again.
+    Then a round of k writes (1 - a^(k + 1)) / (1 - a) tokens on average (arXiv:2211.17192, section 3). a is the share
+    of accepted ones among all judged so far. For comparison: it knows of no confidence, and once it does not draft it
+    never tries again.
     """
 
     def __init__(self, costs: Costs, max_length: int = 16) -> None:

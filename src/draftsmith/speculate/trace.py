@@ -53,7 +53,8 @@ class Trace:
     @property
     def plain_s(self) -> float:
         """About what a plain step took in seconds, by what the checks of the rounds took; 0 without rounds."""
-        return median(r.check_s / self.costs.verify_cost(len(r.drafted) + 1) for r in self.rounds) if self.rounds else 0.0
+        steps = [r.check_s / self.costs.verify_cost(len(r.drafted) + 1) for r in self.rounds]
+        return median(steps) if steps else 0.0
 
 
 class TracedDrafter:
