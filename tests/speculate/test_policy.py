@@ -218,7 +218,7 @@ def test_the_theory_takes_the_best_length_for_one_acceptance() -> None:
     for _ in range(100):
         policy.learn(Draft((0, 0)), Verdict((0, 0, 0), 2, 2))
     assert policy.wants_more([0.1] * 7, None)
-    for _ in range(400):
+    for _ in range(800):
         policy.learn(Draft((0, 0)), Verdict((0,), 0, 2))
     assert not policy.wants_more([], None)
 
