@@ -50,6 +50,17 @@ def test_bench_prints_its_object(
     assert list(value["provenance"]["files"]) == ["prompts.jsonl"]
 
 
+def test_bench_takes_rounds_apart(capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str) -> None:
+    options = ("--target", models[0], "--draft", models[1], "--prompts", prompts, "--max-new-tokens", "12")
+    code, out, err = run(capsys, "bench", *options, "--limit", "1", "--profile", "--json")
+    assert (code, err) == (0, "")
+    value = json.loads(out)
+    check_schema(value, "bench")
+    profile = value["profile"]
+    assert sum(part["seconds"] for part in profile["parts"]) == pytest.approx(profile["wall_s"])
+    assert run(capsys, "bench", "--profile", "--endpoint", "http://127.0.0.1:1")[0] == 2
+
+
 def test_bench_prints_tables(capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str) -> None:
     code, out, err = run(
         capsys, "bench", "--target", models[0], "--prompts", prompts, "--limit", "1", "--max-new-tokens", "12"

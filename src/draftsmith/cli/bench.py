@@ -11,6 +11,7 @@ from draftsmith.cli.bench_endpoints import EndpointOptions, bench_endpoints, own
 from draftsmith.cli.measuring import MeasureOptions, ResultOptions, Ticker, origin_of
 from draftsmith.cli.options import ModelOptions
 from draftsmith.cli.progress import ProgressBars
+from draftsmith.errors import UsageError
 
 __all__ = ["bench"]
 
@@ -22,6 +23,9 @@ def bench(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of sampled replies.")] = 0,
     repeat: Annotated[int, typer.Option(metavar="N", help="Answer all prompts N times; medians are kept.")] = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Write on after the end-of-text token.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also tell where a round's time goes, kernel by kernel.")
+    ] = False,
     endpoints: EndpointOptions,
     measure: MeasureOptions,
     result: ResultOptions,
@@ -35,6 +39,8 @@ def bench(
     """
     result.check()
     endpoints.check()
+    if profile and endpoints.endpoint:
+        raise UsageError("--profile looks into our own engine and --endpoint at servers; give one of them")
     items = measure.items()
     from draftsmith.types import SamplingParams
 
@@ -48,13 +54,19 @@ def bench(
     with ProgressBars(quiet=result.quiet) as progress:
         from draftsmith.measure import load_pair, run_bench
         from draftsmith.measure.bench_output import bench_details, bench_json, bench_text
+        from draftsmith.measure.profile import measure_profile, profile_json, profile_text
 
         pair = load_pair(progress=progress, **model.for_llm())
     ticker = Ticker(result.quiet)
     try:
         found = run_bench(pair, items, sampling, repeats=repeat, report=ticker)
+        profiled = measure_profile(pair, items, sampling, report=ticker) if profile else None
     finally:
         ticker.close()
     options = {"temperature": temperature, "seed": seed, "repeat": repeat, "max_new_tokens": measure.max_new_tokens}
     value = bench_json(found, pair, origin_of(model, measure.path, options))
-    result.give(value, bench_text(value), bench_details(found))
+    text = bench_text(value)
+    if profiled is not None:
+        value["profile"] = profile_json(profiled)
+        text = f"{text}\n\n{profile_text(value['profile'])}"
+    result.give(value, text, bench_details(found))

@@ -7,11 +7,11 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from draftsmith.engine.assemble import TextAssembler
 from draftsmith.engine.batch import Engine
@@ -28,13 +28,15 @@ from draftsmith.engine.together import write_together
 from draftsmith.errors import UsageError
 from draftsmith.model.protocol import Model
 from draftsmith.model.storage import CacheDtype, Dtype, Quantize
-from draftsmith.speculate import FixedLength, LengthPolicy, RoundTimes, TracedDrafter, generate
+from draftsmith.speculate import Drafter, FixedLength, LengthPolicy, RoundTimes, TracedDrafter, generate
 from draftsmith.text import PromptFormat, Tokenizer, choose_format
 from draftsmith.types import Completion, Message, Request, SamplingParams, VerificationRule
 
 __all__ = ["LLM", "Prompt"]
 
 MIN_PLAIN_ROUNDS = 5  # fewer say too little of what a plain step takes
+
+Wrapped = TypeVar("Wrapped", bound=Drafter)
 
 Prompt = str | Sequence[int]
 """Text, or token ids that are used as they are."""
@@ -185,13 +187,17 @@ class LLM:
 
     def record(self) -> TracedDrafter:
         """Record every round from now on, until the drafter is changed. Raises UsageError when there is none."""
+        return self.wrap_drafter(TracedDrafter)
+
+    def wrap_drafter(self, wrap: Callable[[Drafter], Wrapped]) -> Wrapped:
+        """Put something between the drafter and its users, until it is changed. Raises UsageError without a drafter."""
         if self._drafter is None:
             raise UsageError("There is nothing to trace without a drafter; choose one, for example --draft lookup")
-        traced = TracedDrafter(self._drafter.drafter)
-        self._drafter = dataclasses.replace(self._drafter, drafter=traced)
+        wrapped = wrap(self._drafter.drafter)
+        self._drafter = dataclasses.replace(self._drafter, drafter=wrapped)
         self._store.forget_drafter()
         self._engine = None
-        return traced
+        return wrapped
 
     def generate(
         self,

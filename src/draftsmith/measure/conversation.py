@@ -25,12 +25,14 @@ def tell_nobody(done: int, total: int, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user's turn answered both ways. ``target_forwards`` gave logits to the speculative reply, in order."""
+    """One user's turn answered both ways. ``target_forwards`` gave logits to the speculative reply, in order, and
+    ``plain_forwards`` to the plain one."""
 
     prompt_ids: tuple[int, ...]
     plain: Completion
     speculative: Completion
     target_forwards: tuple[Forward, ...]
+    plain_forwards: tuple[Forward, ...] = ()
 
 
 def both_ways(pair: Pair, item: PromptItem, sampling: SamplingParams, *, speculative_first: bool) -> Iterator[Turn]:
@@ -58,10 +60,11 @@ def forget_caches(llm: LLM) -> None:
 
 
 def _answer(pair: Pair, messages: list[Message], sampling: SamplingParams, speculative_first: bool) -> Turn:
-    plain = None if speculative_first else pair.plain.chat(messages, sampling)
-    pair.target.take()
-    speculative = pair.speculative.chat(messages, sampling)
-    target_forwards = tuple(forward for forward in pair.target.take() if forward.num_logits)
+    told: list[tuple[Completion, tuple[Forward, ...]]] = []
+    for llm in (pair.speculative, pair.plain) if speculative_first else (pair.plain, pair.speculative):
+        pair.target.take()
+        reply = llm.chat(messages, sampling)
+        told.append((reply, tuple(forward for forward in pair.target.take() if forward.num_logits)))
+    (speculative, checks), (plain, steps) = told if speculative_first else reversed(told)
     prompt = pair.plain.prompt_format.encode(messages, add_generation_prompt=True)
-    plain = plain or pair.plain.chat(messages, sampling)
-    return Turn(prompt.token_ids, plain, speculative, target_forwards)
+    return Turn(prompt.token_ids, plain, speculative, checks, steps)

@@ -78,9 +78,9 @@ def load_pair(
     drafts_only = isinstance(draft, str | Path) and (str(draft) in NOT_MODELS or is_pruned(draft))
     if isinstance(draft, str | Path) and not drafts_only and not str(draft).endswith(MIXES):
         draft = LLM(draft, "none", progress=progress, **_of_draft(common)).target
-    if isinstance(draft, LoadedModel):
-        _touch(draft.model)
     speculative = LLM(shared, draft, progress=progress, **options)
+    if speculative.draft_model is not None:
+        _touch(speculative.draft_model)
     memory = Memory(before, with_target, resident_bytes())
     return Pair(plain, speculative, recorded, memory, {**options, "draft": speculative.drafter_name})
 

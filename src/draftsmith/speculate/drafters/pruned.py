@@ -28,6 +28,8 @@ class _Counted(Model, Protocol):
 
     def cache_bytes(self, positions: int) -> int: ...
 
+    def profile(self, on: bool) -> dict[str, float]: ...
+
     def draft(self, runs: Sequence[DraftRun], names: npt.NDArray[np.int32] | None = None) -> list[list[int]]: ...
 
 
@@ -61,6 +63,10 @@ class PrunedModel:
     def cache_bytes(self, positions: int) -> int:
         """Bytes that a cache of so many tokens takes."""
         return self._model.cache_bytes(positions)
+
+    def profile(self, on: bool) -> dict[str, float]:
+        """Seconds by kernel; see ``NativeModel.profile``."""
+        return self._model.profile(on)
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         """See ``protocol.Model``; float32 [R, V] for each run. An id outside the vocabulary raises ValueError."""
