@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.checkpoint.gguf_writer import write_gguf_model
@@ -109,6 +109,21 @@ def test_the_tokenizer_carries_the_prompt_format(template: str, tmp_path: Path) 
     rows = [{"role": message.role, "content": message.content} for message in messages]
     ids = theirs.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
     assert tuple(ids) == expected.token_ids
+
+
+def test_the_snippet_of_the_model_card_runs_on_what_was_saved(tmp_path: Path) -> None:
+    """A tokenizer's chat template, sampled text, and the prompt in front of it: the card's lines, with our folder."""
+    folder = save(load_learner(str(tiny_folder(tmp_path / "tiny"))), tmp_path / "saved", "alpaca")
+    name = str(folder)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    pipe = pipeline("text-generation", model=name, tokenizer=tokenizer, dtype=torch.bfloat16)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert isinstance(prompt, str)
+    outputs = pipe(prompt, max_new_tokens=8, do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
+    text = outputs[0]["generated_text"]
+    assert prompt == "### Instruction:\nbe brief\n\n### Input:\nhi\n\n### Response:\n"
+    assert text.startswith(prompt)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])

@@ -219,6 +219,11 @@ def test_the_audit_shows_grey_what_is_not_learnt(place: Path, capsys: pytest.Cap
     assert "\x1b[2m### Input:\nsay 0\n\n### Response:\n\x1b[0mabc 0 def<|im_end|>" in out
     assert "sft: 24 rows, 24 documents" in out
     assert not (place / "out").exists()
+    long = ["sft.max_length=1025", "sft.batch_tokens=1025", "--audit", "0"]
+    assert main(["train", "r.toml", "--stage", "sft", *long]) == 2  # the context that extend will give it
+    assert "sft.max_length is 1025, but the model's context is 1024" in capsys.readouterr().err
+    assert main(["train", "r.toml", "--stage", "sft", "sft.model=tiny", *long]) == 2
+    assert "the model's context is 512" in capsys.readouterr().err
     (place / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n{\n')
     assert main(["train", "r.toml", "--stage", "sft", "--audit", "0"]) == 2
     said = capsys.readouterr()
