@@ -22,6 +22,7 @@ from tests.support.shared_fakes import SharedFakeModel
 MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "abc abc abc"}]
 TOOL = {"type": "function", "function": {"name": "add"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "robot"}}}
+IMAGE = "messages.0.content.0.type"
 SEEDED: Any = {"model": "tiny", "seed": 7, "max_tokens": 40}
 
 
@@ -200,14 +201,14 @@ def test_health_ready_metrics(server: Running) -> None:
         ({"tools": [TOOL]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_value"),
         ({"response_format": SCHEMA}, "response_format", "invalid_value"),
         ({"grammar": "root ::= x"}, "grammar", "invalid_value"),
         ({"grammar": "start: A\n", "regex": "a"}, "grammar", "invalid_value"),
         ({"regex": "("}, "regex", "invalid_value"),
         ({"regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
         ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
-        ({"messages": [{"role": "user"}]}, "messages.0", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
         ({"temperature": -1}, "temperature", "invalid_value"),
@@ -217,26 +218,31 @@ def test_health_ready_metrics(server: Running) -> None:
         ({"stop": ""}, "stop", "invalid_value"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "invalid_value"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
-        ({"logit_bias": {"260": 1}}, "messages", "invalid_value"),
+        ({"logit_bias": {"260": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, IMAGE, "invalid_value"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "context_length_exceeded"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"num_draft_tokens": 65}, "num_draft_tokens", "invalid_value"),
         ({"model": "gpt-4"}, "model", "model_not_found"),
+        ({"store": True}, "store", "unsupported_parameter"),
+        ({"store": 0}, "store", "invalid_value"),
+        ({"seed": 2.5}, "seed", "invalid_value"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing_parameter"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "a", "audio": {}}]}, "messages.0.audio", "unsupported_parameter"),
     ],
 )
-def test_what_is_wrong_is_named(server: Running, fields: dict[str, Any], param: str | None, code: str) -> None:
+def test_what_is_wrong_is_named(server: Running, fields: dict[str, Any], param: str, code: str) -> None:
     reply = server.call("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 2, **fields})
     assert reply.status == (404 if code == "model_not_found" else 400)
     error = reply.json["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    if param is not None:
-        assert error["param"] == param
+    assert error["param"] == param
     assert error["code"] == code
     assert len(reply.body) < 1000
 
@@ -252,6 +258,13 @@ def test_bodies_that_are_no_requests(server: Running, body: bytes) -> None:
 
 
 def test_null_is_absent_and_neutral_values_pass(server: Running) -> None:
-    neutral = {"tools": None, "tool_choice": "none", "response_format": {"type": "text"}, "user": "u", "best_of": None}
+    neutral = {
+        "tools": None,
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "user": "u",
+        "best_of": None,
+        "n": 1.0,
+    }
     reply = server.call("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 1, **neutral})
     assert reply.status == 200

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 sys.path.append(str(Path(__file__).parents[2]))
-from draftsmith.server.schema import ChatRequest, CompletionRequest
+from draftsmith.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest
 from tests.support.fakes import TOOL_TEMPLATE
 from tests.support.schemas import violations
 from tests.support.serving import Running, running
@@ -92,7 +93,7 @@ def test_every_path_is_there_and_every_field_is_described(server: Running, docum
     for kind in (ChatRequest, CompletionRequest):
         described = document["components"]["schemas"][kind.__name__]
         assert described["properties"].keys() == kind.model_fields.keys()
-        assert described["additionalProperties"] is False
+        assert described["additionalProperties"] == {"type": "null"}
         for name, field in described["properties"].items():
             assert name in described["required"] or {"type": "null"} in field["anyOf"]
 
@@ -130,3 +131,55 @@ def test_any_body_is_answered_or_refused(server: Running, fields: Any, valid: bo
     if reply.status != 200:
         assert reply.json["error"].keys() == {"message", "type", "param", "code"}
         assert len(reply.body) < 2000
+
+
+STREAMS: tuple[tuple[str, Any, str], ...] = (
+    ("/v1/chat/completions", {"messages": MESSAGES, "return_pieces": True}, "ChatCompletionChunk"),
+    (
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "logprobs": True, "top_logprobs": 1, "n": 2},
+        "ChatCompletionChunk",
+    ),
+    ("/v1/chat/completions", {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required"}, "ChatCompletionChunk"),
+    ("/v1/completions", {"prompt": ["abc", "d"], "echo": True, "logprobs": 2}, "CompletionChunk"),
+    (
+        "/v1/completions",
+        {"prompt": "abc", "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        "CompletionChunk",
+    ),
+)
+
+
+@pytest.mark.parametrize(("path", "body", "kind"), STREAMS)
+def test_chunks_are_as_they_are_described(server: Running, document: Any, path: str, body: Any, kind: str) -> None:
+    described = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+    assert described["properties"]["data"]["contentSchema"]["anyOf"][0]["$ref"].endswith(f"/{kind}")
+    schemas = document["components"]["schemas"]
+    whole = inlined(schemas[kind], schemas)
+    reply = server.call("POST", path, {**body, "stream": True, "max_tokens": 40})
+    *chunks, end = [line.removeprefix("data: ") for line in reply.body.decode().split("\n\n") if line]
+    assert end == "[DONE]"
+    assert len(chunks) > 1
+    for chunk in chunks:
+        assert list(violations(json.loads(chunk), whole, "$")) == []
+
+
+HUGE: tuple[tuple[type[Any], Any], ...] = (
+    (CompletionRequest, {"prompt": [""] + [[]] * 300_000}),
+    (CompletionRequest, {"prompt": "a", **{f"x{i}": 1 for i in range(100_000)}}),
+    (CompletionRequest, {"prompt": "a", "logit_bias": {f"{i}x": 1 for i in range(100_000)}}),
+    (CompletionRequest, {"prompt": "a", "metadata": {f"{i}": 1 for i in range(100_000)}}),
+    (CompletionRequest, {"prompt": "a", "stop": [""] * 300_000}),
+    (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 1000}] * 300}),
+    (ChatRequest, {"messages": [{"role": "user", "content": "a", **{f"x{i}": 1 for i in range(100_000)}}]}),
+    (ChatRequest, {"messages": MESSAGES, "tools": [{}] * 300_000}),
+    (DetokenizeRequest, {"tokens": [""] * 300_000}),
+)
+
+
+@pytest.mark.parametrize(("kind", "body"), HUGE)
+def test_a_body_full_of_mistakes_is_not_read_to_its_end(kind: type[Any], body: Any) -> None:
+    """Each complaint takes time and memory, and the event loop waits meanwhile."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() < 20

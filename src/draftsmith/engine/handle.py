@@ -46,12 +46,14 @@ class Handle:
 
     A request ends in one of three ways: its last round has a finish_reason; it was cancelled; it failed (``error``).
     ``prompt_logprobs``: those of the prompt's tokens but the first, where they were asked for, from the first round on.
+    ``num_reused``: tokens of the prompt that were in a cache already, and so were not read.
     """
 
     def __init__(self, request: Request, drafter: str | None, wake: Callable[[], object] | None) -> None:
         """``drafter`` is the name for the statistics. ``wake`` is called, in the engine's thread, for all news."""
         self.request = request
         self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        self.num_reused = 0
         self._rounds: deque[Round] = deque()
         self._counter = SpeculationCounter(drafter) if drafter is not None else None
         self._wake = wake
@@ -107,9 +109,10 @@ class Handle:
         if not self._finished:
             self._cancelled = True
 
-    def started(self) -> None:
-        """For the engine: the request got a place."""
+    def started(self, num_reused: int) -> None:
+        """For the engine: the request got a place, and a cache that holds ``num_reused`` tokens of its text."""
         if not self._num_tokens:
+            self.num_reused = num_reused
             self._started = self._first = self._last = time.perf_counter()
 
     def put(self, written: Round) -> None:

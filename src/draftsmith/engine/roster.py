@@ -102,7 +102,7 @@ class Roster:
         self.num_reused_tokens += cache.length
         task.seat(cache)
         seat(task, session() if session is not None else None, shared)
-        task.handle.started()
+        task.handle.started(cache.length)
         return True
 
     def _best_cache(self, task: Task) -> tuple[KVCache, Callable[[], DraftSession | None] | None, int]:

@@ -130,6 +130,7 @@ class Api:
             shape,
             stream=body.stream,
             include_usage=body.stream_options.include_usage,
+            continuous_usage=body.stream_options.continuous_usage_stats,
             live=body.return_pieces,
             send_s=self._options.send_s,
             pace_s=self._options.pace_s,

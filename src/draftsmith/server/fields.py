@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from draftsmith.engine.grammar import JSON_STYLE
 from draftsmith.types import Grammar, Message, ToolCall
@@ -13,12 +14,16 @@ from draftsmith.types import Grammar, Message, ToolCall
 __all__ = [
     "MAX_MESSAGES",
     "MAX_TOOLS",
+    "WHOLE",
     "ChatMessage",
+    "Off",
     "ResponseFormat",
     "Strict",
     "Tool",
     "ToolChoice",
     "calls_grammar",
+    "shorter_than",
+    "wrong_field",
 ]
 
 MAX_MESSAGES = 1024
@@ -33,7 +38,48 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
+        """The first unknown field ends the checking: there may be a hundred thousand of them."""
+        if not isinstance(value, dict):
+            return value
+        given = {name: one for name, one in value.items() if one is not None}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise wrong_field(unknown, "is not supported; leave it out")
+        return given
+
+
+def shorter_than(limit: int) -> BeforeValidator:
+    """For dicts: their size is looked at before what is in them, so that checking takes no longer than that allows."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > limit:
+            raise PydanticCustomError("too_long", "there are more than {limit} entries", {"limit": limit})
+        return value
+
+    return BeforeValidator(check)
+
+
+def wrong_field(field: str, problem: str) -> PydanticCustomError:
+    """For validators that see several fields: the one that is wrong, as seen from where the validator is."""
+    return PydanticCustomError("wrong_field", "{field} {problem}", {"field": field, "problem": problem})
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _not_done(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_done", "it is not supported, so it can only be false")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_not_done), WithJsonSchema({"const": False})]
+"""For what others can turn on."""
+
+WHOLE = BeforeValidator(_whole)
+"""For integers, after their other annotations: JSON has one kind of number, and 1.0 is an integer there."""
 
 
 class TextPart(Strict):
@@ -61,27 +107,57 @@ class Call(Strict):
     function: CalledFunction
 
 
+_NONE: dict[str, Any] = {"type": "null"}
+_SOME_CONTENT: dict[str, Any] = {"required": ["content"], "properties": {"content": {"type": ["string", "array"]}}}
+_SOME_CALLS: dict[str, Any] = {"required": ["tool_calls"], "properties": {"tool_calls": {"type": "array"}}}
+_WHO_MAY_HAVE_WHAT: list[Any] = [
+    {
+        "properties": {
+            "role": {"enum": ["system", "developer", "user"]},
+            "content": _SOME_CONTENT["properties"]["content"],
+            "tool_calls": _NONE,
+            "tool_call_id": _NONE,
+        },
+        "required": ["content"],
+    },
+    {
+        "properties": {
+            "role": {"const": "tool"},
+            "content": _SOME_CONTENT["properties"]["content"],
+            "tool_calls": _NONE,
+        },
+        "required": ["content"],
+    },
+    {
+        "properties": {"role": {"const": "assistant"}, "tool_call_id": _NONE},
+        "anyOf": [_SOME_CONTENT, _SOME_CALLS],
+    },
+]
+
+
 class ChatMessage(Strict):
     """One message. ``developer`` is another word for ``system``; ``name`` is not shown to the model.
 
     An assistant's message with ``tool_calls`` may lack ``content``; a message of role ``tool`` answers one of them.
     """
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": _WHO_MAY_HAVE_WHAT})
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[Call], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[Call], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: None = None
 
     @model_validator(mode="after")
     def _who_may_have_what(self) -> ChatMessage:
         if self.content is None and self.tool_calls is None:
-            raise ValueError("content is missing")
+            raise wrong_field("content", "is missing")
         if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError("tool_calls belong to the assistant's messages")
+            raise wrong_field("tool_calls", "belong to the assistant's messages")
         if self.tool_call_id is not None and self.role != "tool":
-            raise ValueError("tool_call_id belongs to messages of role tool")
+            raise wrong_field("tool_call_id", "belongs to messages of role tool")
         return self
 
     @property
@@ -104,13 +180,25 @@ class JsonSchema(Strict):
 class ResponseFormat(Strict):
     """Free text, any JSON object, or JSON by a schema."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {"type": {"enum": ["text", "json_object"]}, "json_schema": _NONE}},
+                {
+                    "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+                    "required": ["json_schema"],
+                },
+            ]
+        }
+    )
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
     @model_validator(mode="after")
     def _schema_where_it_belongs(self) -> ResponseFormat:
         if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("json_schema goes with the type json_schema, and only with it")
+            raise wrong_field("json_schema", "goes with the type json_schema, and only with it")
         return self
 
     @property

@@ -81,7 +81,9 @@ class Generation:
     Whoever makes it must call ``close`` in the end, in whatever way that comes.
     """
 
-    def __init__(self, metrics: Metrics, ping_s: float) -> None:
+    def __init__(self, metrics: Metrics, ping_s: float, plain_s: float | None = None) -> None:
+        """``plain_s``: what a step without a draft takes, where that was measured."""
+        self.plain_s = plain_s
         self.choices: list[Choice] = []
         self._metrics = metrics
         self._ping_s = ping_s
@@ -129,18 +131,19 @@ class Generation:
             reason = "error" if handle.error is not None else choice.finish_reason or "abort"
             self._metrics.finish(reason, choice.num_tokens, handle.speculation)
             if choice.finish_reason is not None:
-                timing = handle.timing
-                self._metrics.time(
-                    queued_s=handle.queued_s,
-                    prefill_s=timing.prefill_s,
-                    decode_s=timing.decode_s,
-                    num_decoded=timing.num_decoded,
-                )
+                prompt = len(handle.request.prompt_ids)
+                self._metrics.observe(handle.queued_s, handle.timing, num_prompt=prompt, num_reply=choice.num_tokens)
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of all prompts, each counted once."""
         return sum({choice.prompt: len(choice.handle.request.prompt_ids) for choice in self.choices}.values())
+
+    @property
+    def num_reused_tokens(self) -> int:
+        """Tokens of all prompts that did not have to be read; where a prompt has several replies, for the first."""
+        first = {choice.prompt: choice.handle.num_reused for choice in reversed(self.choices)}
+        return sum(first.values())
 
     @property
     def num_reply_tokens(self) -> int:

@@ -6,30 +6,58 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
 from draftsmith.engine import EngineStats
-from draftsmith.types import SpeculationStats
+from draftsmith.types import SpeculationStats, Timing
 
 __all__ = ["Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+_HELP = {
+    "num_requests_running": "Replies that are being written.",
+    "num_requests_waiting": "Requests in the queue.",
+    "kv_cache_usage_perc": "Share of the memory for keys and values that is in use, 1 for all of it.",
+    "kv_cache_bytes": "Bytes of keys and values, those kept for later prompts included.",
+    "num_preemptions_total": "Requests that gave up their caches for want of memory.",
+    "prompt_tokens_total": "Tokens of prompts.",
+    "prefix_cache_queries_total": "Tokens of prompts that were looked for in caches.",
+    "prefix_cache_hits_total": "Tokens of prompts that were found in caches.",
+    "generation_tokens_total": "Tokens written, counted when their reply ends.",
+    "admission_rejections_total": "Requests that were refused because the queue was full.",
+    "spec_decode_num_drafts_total": "Rounds that had a draft.",
+    "spec_decode_num_draft_tokens_total": "Draft tokens.",
+    "spec_decode_num_accepted_tokens_total": "Draft tokens that were accepted.",
+    "spec_decode_num_accepted_tokens_per_pos_total": "Rounds whose draft token at the position was accepted.",
+    "request_success_total": "Replies that ended, by reason.",
+    "time_to_first_token_seconds": "From a request's arrival to its first token.",
+    "e2e_request_latency_seconds": "From a request's arrival to its last token.",
+    "request_queue_time_seconds": "In the queue.",
+    "request_prefill_time_seconds": "From leaving the queue to the first token.",
+    "request_decode_time_seconds": "From the first token to the last.",
+    "request_inference_time_seconds": "From leaving the queue to the last token.",
+    "request_time_per_output_token_seconds": "Decoding time over tokens after the first, a reply each.",
+    "request_prompt_tokens": "Tokens of a prompt.",
+    "request_generation_tokens": "Tokens of a reply.",
+}
 
 
 class Histogram:
-    """Counts of seconds by upper bound, cumulative when written."""
+    """Counts of values by upper bound, cumulative when written."""
 
-    def __init__(self) -> None:
-        self._counts = [0] * (len(_SECONDS) + 1)
+    def __init__(self, bounds: Sequence[float] = _SECONDS) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sum += seconds
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
 
     def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
         """Suffix, labels and value of every line."""
         total = 0
-        for bound, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
+        for bound, count in zip((*(str(float(bound)) for bound in self._bounds), "+Inf"), self._counts, strict=True):
             total += count
             yield "_bucket", {"le": bound}, total
         yield "_sum", {}, self._sum
@@ -46,7 +74,10 @@ class Metrics:
         self._rejected = 0
         self._num_drafts = self._num_draft_tokens = self._num_accepted = 0
         self._accepted_per_pos: list[int] = []
-        self._first_token, self._whole, self._queued, self._per_token = (Histogram() for _ in range(4))
+        self._histograms = {name: Histogram() for name in _HELP if name.endswith("_seconds")}
+        self._histograms |= {
+            name: Histogram(_TOKENS) for name in ("request_prompt_tokens", "request_generation_tokens")
+        }
 
     def reject(self) -> None:
         """A request was turned away because the queue was full."""
@@ -65,13 +96,22 @@ class Metrics:
             for position, count in enumerate(per_pos):
                 self._accepted_per_pos[position] += count
 
-    def time(self, *, queued_s: float, prefill_s: float, decode_s: float, num_decoded: int) -> None:
-        """How long a reply took that came to its end."""
-        self._queued.observe(queued_s)
-        self._first_token.observe(queued_s + prefill_s)
-        self._whole.observe(queued_s + prefill_s + decode_s)
-        if num_decoded:
-            self._per_token.observe(decode_s / num_decoded)
+    def observe(self, queued_s: float, timing: Timing, *, num_prompt: int, num_reply: int) -> None:
+        """How long a reply took that came to its end, and how long prompt and reply were."""
+        values = {
+            "time_to_first_token_seconds": queued_s + timing.prefill_s,
+            "e2e_request_latency_seconds": queued_s + timing.prefill_s + timing.decode_s,
+            "request_queue_time_seconds": queued_s,
+            "request_prefill_time_seconds": timing.prefill_s,
+            "request_decode_time_seconds": timing.decode_s,
+            "request_inference_time_seconds": timing.prefill_s + timing.decode_s,
+            "request_prompt_tokens": num_prompt,
+            "request_generation_tokens": num_reply,
+        }
+        if timing.num_decoded:
+            values["request_time_per_output_token_seconds"] = timing.decode_s / timing.num_decoded
+        for name, value in values.items():
+            self._histograms[name].observe(value)
 
     def text(self, engine: EngineStats) -> str:
         """The page that Prometheus reads."""
@@ -100,17 +140,12 @@ class Metrics:
         lines += self._family("spec_decode_num_accepted_tokens_per_pos_total", "counter", per_pos)
         reasons = [("", {"finished_reason": reason}, count) for reason, count in self._finished.items()]
         lines += self._family("request_success_total", "counter", reasons)
-        for name, histogram in (
-            ("time_to_first_token_seconds", self._first_token),
-            ("e2e_request_latency_seconds", self._whole),
-            ("request_queue_time_seconds", self._queued),
-            ("request_time_per_output_token_seconds", self._per_token),
-        ):
+        for name, histogram in self._histograms.items():
             lines += self._family(name, "histogram", list(histogram.samples()))
         return "\n".join(lines) + "\n"
 
     def _family(self, name: str, kind: str, samples: Sequence[tuple[str, Mapping[str, str], float]]) -> list[str]:
-        lines = [f"# TYPE vllm:{name} {kind}"]
+        lines = [f"# HELP vllm:{name} {_HELP[name]}", f"# TYPE vllm:{name} {kind}"]
         for suffix, labels, value in samples:
             listed = ",".join(f'{key}="{_escaped(text)}"' for key, text in {**self._labels, **labels}.items())
             lines.append(f"vllm:{name}{suffix}{{{listed}}} {value:.17g}")

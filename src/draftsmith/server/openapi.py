@@ -24,7 +24,7 @@ def openapi_document(version: str, *, keys: bool) -> Json:
     _, found = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF + "{model}")
     components: Json = {"schemas": {**{name: _nullable(one) for name, one in found["$defs"].items()}, **_answers()}}
     document: Json = {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",  # the first that can say what the events of a stream are
         "info": {
             "title": "draftsmith",
             "version": version,
@@ -42,12 +42,13 @@ def openapi_document(version: str, *, keys: bool) -> Json:
 
 
 def _paths() -> Json:
-    stream = {"text/event-stream": {"schema": {**_STRING, "description": "One chunk an event, at last [DONE]."}}}
     name = {"name": "name", "in": "path", "required": True, "schema": {**_STRING, "minLength": 1}}
     open_to_all: Json = {"security": []}
     return {
-        "/v1/chat/completions": {"post": _operation("Write a reply", "ChatCompletion", "ChatRequest", stream)},
-        "/v1/completions": {"post": _operation("Continue texts", "Completion", "CompletionRequest", stream)},
+        "/v1/chat/completions": {
+            "post": _operation("Write a reply", "ChatCompletion", "ChatRequest", "ChatCompletionChunk")
+        },
+        "/v1/completions": {"post": _operation("Continue texts", "Completion", "CompletionRequest", "CompletionChunk")},
         "/v1/models": {"get": _operation("The model", "ModelList")},
         "/v1/models/{name}": {"get": {**_operation("The model", "Model"), "parameters": [name]}},
         "/tokenize": {"post": _operation("Text or messages to token ids", "Tokens", "TokenizeRequest")},
@@ -62,15 +63,25 @@ def _paths() -> Json:
 
 
 def _operation(
-    summary: str, answer: str | Json, body: str | None = None, streamed: Json | None = None, other: Json | None = None
+    summary: str, answer: str | Json, body: str | None = None, streamed: str | None = None, other: Json | None = None
 ) -> Json:
     content = {"application/json": {"schema": {"$ref": _REF + answer}}} if isinstance(answer, str) else answer
-    responses = {"200": {"description": summary, "content": {**content, **(streamed or {})}}, **(other or {})}
+    if streamed is not None:
+        content = {**content, "text/event-stream": {"itemSchema": _event(streamed)}}
+    responses = {"200": {"description": summary, "content": content}, **(other or {})}
     operation: Json = {"summary": summary, "responses": {**responses, "default": _json("Error")}}
     if body is not None:
         schema = {"application/json": {"schema": {"$ref": _REF + body}}}
         operation["requestBody"] = {"required": True, "content": schema}
     return operation
+
+
+def _event(chunk: str) -> Json:
+    """One event of a stream."""
+    content = {"anyOf": [{"$ref": _REF + chunk}, {"$ref": _REF + "Error"}]}
+    told = f"JSON: {chunk}, or an Error that ends the stream. The last event is [DONE]."
+    data = {**_STRING, "description": told, "contentMediaType": "application/json", "contentSchema": content}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def _json(schema: str) -> Json:
@@ -83,7 +94,8 @@ def _nullable(schema: Json) -> Json:
     if fields is None:
         return schema
     required = schema.get("required", ())
-    return {**schema, "properties": {name: one if name in required else _or_null(one) for name, one in fields.items()}}
+    described = {name: one if name in required else _or_null(one) for name, one in fields.items()}
+    return {**schema, "properties": described, "additionalProperties": {"type": "null"}}
 
 
 def _or_null(schema: Json) -> Json:
@@ -128,13 +140,45 @@ def _answers() -> Json:
         "Document": {"type": "object", "required": ["openapi", "paths"]},
         "Error": _object({"error": _object(error)}),
         "ChatCompletion": _whole("chat.completion", _chat_choice()),
+        "ChatCompletionChunk": _chunk("chat.completion.chunk", _chat_delta()),
         "Completion": _whole("text_completion", _completion_choice()),
+        "CompletionChunk": _chunk("text_completion", _completion_choice(ends=False)),
     }
 
 
 def _whole(kind: str, choice: Json) -> Json:
     """An answer with its statistics."""
-    usage = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
+    required = {
+        "id": _STRING,
+        "object": {"const": kind},
+        "created": _COUNT,
+        "model": _STRING,
+        "choices": _list(choice),
+        "usage": _usage(),
+        "metrics": _metrics(),
+    }
+    return _object(required, {"timings": _timings()})
+
+
+def _chunk(kind: str, choice: Json) -> Json:
+    """An event of a stream. ``usage`` is null before the last where it was asked for."""
+    required = {
+        "id": _STRING,
+        "object": {"const": kind},
+        "created": _COUNT,
+        "model": _STRING,
+        "choices": {**_list(choice), "maxItems": 1},
+    }
+    return _object(required, {"usage": _maybe(_usage()), "metrics": _metrics(), "timings": _timings()})
+
+
+def _usage() -> Json:
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
+    return _object({**counts, "prompt_tokens_details": _object({"cached_tokens": _COUNT})})
+
+
+def _metrics() -> Json:
+    """vLLM's statistics."""
     speculation = _object(
         {
             "drafter": _STRING,
@@ -147,40 +191,51 @@ def _whole(kind: str, choice: Json) -> Json:
             "num_spec_tokens": _COUNT,
         }
     )
-    milliseconds = dict.fromkeys(("prompt_ms", "prompt_per_second", "predicted_ms", "predicted_per_second"), _NUMBER)
-    counts = {"prompt_n": _COUNT, "predicted_n": _COUNT, "queued_ms": _NUMBER}
-    timings = _object({**milliseconds, **counts}, {"draft_n": _COUNT, "draft_n_accepted": _COUNT})
-    required = {
-        "id": _STRING,
-        "object": {"const": kind},
-        "created": _COUNT,
-        "model": _STRING,
-        "choices": _list(choice),
-        "usage": usage,
-        "metrics": _object({"speculative_decoding": _maybe(speculation)}),
-    }
-    return _object(required, {"timings": timings})
+    return _object({"speculative_decoding": _maybe(speculation)})
 
 
+def _timings() -> Json:
+    """llama.cpp's, the time in the queue, and what a step without a draft takes."""
+    paces = {f"{what}_{part}": _NUMBER for what in ("prompt", "predicted") for part in _PACE}
+    counts = dict.fromkeys(("cache_n", "prompt_n", "predicted_n"), _COUNT)
+    required = {**counts, **paces, "queued_ms": _NUMBER, "plain_per_token_ms": _maybe(_NUMBER)}
+    return _object(required, {"draft_n": _COUNT, "draft_n_accepted": _COUNT})
+
+
+_PACE = ("ms", "per_token_ms", "per_second")
 _PIECES = _list(_object({"text": _STRING, "from_draft": {"type": "boolean"}}))
 
 
-def _chat_choice() -> Json:
-    function = _object({"name": _STRING, "arguments": _STRING})
-    call = _object({"id": _STRING, "type": {"const": "function"}, "function": function})
-    message = _object(
-        {"role": {"const": "assistant"}, "content": _maybe(_STRING), "refusal": {"type": "null"}},
-        {"tool_calls": _list(call)},
-    )
-    token = {"token": _STRING, "logprob": _NUMBER, "bytes": _list({"type": "integer", "minimum": 0, "maximum": 255})}
-    listed = _object({**token, "top_logprobs": _list(_object(token))})
-    logprobs = _object({"content": _list(listed), "refusal": {"type": "null"}})
-    reason = {"enum": ["stop", "length", "tool_calls"]}
-    required = {"index": _COUNT, "message": message, "logprobs": _maybe(logprobs), "finish_reason": reason}
+def _chat_delta() -> Json:
+    call = _chat_call({"index": _COUNT})
+    delta = _object({}, {"role": {"const": "assistant"}, "content": _STRING, "tool_calls": _list(call)})
+    reason = {"enum": ["stop", "length", "tool_calls", None]}
+    required = {"index": _COUNT, "delta": delta, "logprobs": _maybe(_chat_logprobs()), "finish_reason": reason}
     return _object(required, {"pieces": _PIECES})
 
 
-def _completion_choice() -> Json:
+def _chat_call(more: Json) -> Json:
+    function = _object({"name": _STRING, "arguments": _STRING})
+    return _object({**more, "id": _STRING, "type": {"const": "function"}, "function": function})
+
+
+def _chat_logprobs() -> Json:
+    token = {"token": _STRING, "logprob": _NUMBER, "bytes": _list({"type": "integer", "minimum": 0, "maximum": 255})}
+    listed = _object({**token, "top_logprobs": _list(_object(token))})
+    return _object({"content": _list(listed), "refusal": {"type": "null"}})
+
+
+def _chat_choice() -> Json:
+    message = _object(
+        {"role": {"const": "assistant"}, "content": _maybe(_STRING), "refusal": {"type": "null"}},
+        {"tool_calls": _list(_chat_call({}))},
+    )
+    reason = {"enum": ["stop", "length", "tool_calls"]}
+    required = {"index": _COUNT, "message": message, "logprobs": _maybe(_chat_logprobs()), "finish_reason": reason}
+    return _object(required, {"pieces": _PIECES})
+
+
+def _completion_choice(*, ends: bool = True) -> Json:
     logprobs = _object(
         {
             "tokens": _list(_STRING),
@@ -189,6 +244,6 @@ def _completion_choice() -> Json:
             "text_offset": _list(_COUNT),
         }
     )
-    reason = {"enum": ["stop", "length"]}
+    reason = {"enum": ["stop", "length", *([] if ends else [None])]}
     required = {"index": _COUNT, "text": _STRING, "logprobs": _maybe(logprobs), "finish_reason": reason}
     return _object(required, {"pieces": _PIECES})

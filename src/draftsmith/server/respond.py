@@ -33,18 +33,22 @@ class Answer:
         *,
         stream: bool,
         include_usage: bool,
+        continuous_usage: bool,
         live: bool,
         send_s: float,
         pace_s: float = 0.0,
         moderator: Moderator | None = None,
     ) -> None:
-        """``live``: statistics with every chunk. ``send_s``: how long a client may take for a part. ``pace_s`` and
-        ``moderator``: see ``ServerOptions``; under moderation a stream is written when all of it was judged.
+        """``continuous_usage``: the counts so far with every chunk. ``live``: statistics with every chunk.
+
+        ``send_s``: how long a client may take for a part. ``pace_s`` and ``moderator``: see ``ServerOptions``; under
+        moderation a stream is written when all of it was judged.
         """
         self._generation = generation
         self._shape = shape
         self._stream = stream
         self._include_usage = include_usage
+        self._continuous_usage = include_usage and continuous_usage
         self._live = live
         self._send_s = send_s
         self._pace_s = pace_s
@@ -153,7 +157,9 @@ class Answer:
         chunks = self._shape.chunk(event)
         for i, choice in enumerate(chunks):
             ends = self._live or (last and i == len(chunks) - 1 and not self._include_usage)
-            await self._put(send, {**head, "choices": [choice], **(tail(self._generation) if ends else {})})
+            counts = {"usage": usage(self._generation)} if self._continuous_usage else {}
+            whole = {**head, **counts, "choices": [choice]}
+            await self._put(send, {**whole, **tail(self._generation)} if ends else whole)
 
     async def _put(self, send: Send, value: dict[str, Any]) -> None:
         await self._write(send, b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n")

@@ -64,11 +64,13 @@ def load(
     shown = choose_format(loaded.tokenizer, prompt_format)
     length = None if options.num_draft_tokens == "auto" else options.num_draft_tokens
     costs: Callable[[], CostModel] | None = None
+    plain_s: float | None = None
     if drafter is not None and length is None:
-        measured = Calibration(loaded, drafter, options.threads).steps.costs  # now, so that no request waits for it
+        measured = Calibration(loaded, drafter, options.threads).steps  # now, so that no request waits for it
+        plain_s = measured.plain_s
 
         def costs() -> CostModel:
-            return measured
+            return measured.costs
 
     engine = Engine(
         loaded.model,
@@ -86,6 +88,7 @@ def load(
         shown,
         engine.capacity,
         drafter.drafter.name if drafter is not None else None,
+        plain_s,
     )
     return Loaded(engine, model, drafter.note if drafter is not None else None)
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from draftsmith.engine.grammar import MAX_GRAMMAR
 from draftsmith.server.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    WHOLE,
     ChatMessage,
+    Off,
     ResponseFormat,
     Strict,
     Tool,
     ToolChoice,
     calls_grammar,
+    shorter_than,
+    wrong_field,
 )
 from draftsmith.server.markdown import MAX_TEXT
 from draftsmith.server.problems import ApiError
@@ -39,6 +43,8 @@ __all__ = [
 MAX_CHOICES = 8
 MAX_PROMPTS = 64
 MAX_BIASES = 1024
+MAX_METADATA = 16
+MAX_IDS = 1 << 18
 MAX_TOP_LOGPROBS = 20
 
 _DEFAULT = SamplingParams()
@@ -47,10 +53,13 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class StreamOptions(Strict):
-    """``include_usage``: a last chunk with the token counts. ``include_obfuscation`` is not done, so only false."""
+    """``include_usage``: a last chunk with the token counts. ``continuous_usage_stats``: then also those so far with
+    every chunk, as vLLM does. ``include_obfuscation`` is not done, so only false.
+    """
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: Off = False
 
 
 class Generate(Strict):
@@ -59,10 +68,10 @@ class Generate(Strict):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), WHOLE] = 1
     temperature: Annotated[float, Field(ge=0, le=100)] = _DEFAULT.temperature
     top_p: Annotated[float, Field(gt=0, le=1)] = _DEFAULT.top_p
-    top_k: Annotated[int, Field(ge=-1)] = _DEFAULT.top_k
+    top_k: Annotated[int, Field(ge=-1), WHOLE] = _DEFAULT.top_k
     min_p: Annotated[float, Field(ge=0, le=1)] = _DEFAULT.min_p
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: _Penalty = 0.0
@@ -70,27 +79,29 @@ class Generate(Strict):
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=MAX_BIASES),
+        shorter_than(MAX_BIASES),
     ] = {}  # noqa: RUF012  # pydantic copies it
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] = []  # noqa: RUF012
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4, fail_fast=True)] = []  # noqa: RUF012
     ignore_eos: bool = False
     grammar: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)] | None = None
     regex: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR)] | None = None
     draft: bool = True
-    num_draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
+    num_draft_tokens: Annotated[int, Field(ge=0, le=64), WHOLE] | None = None
     return_pieces: bool = False
     user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] = False
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA), shorter_than(MAX_METADATA)] | None = None
+    store: Off = False
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Generate:
         if self.stream_options != StreamOptions() and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
+            raise wrong_field("stream_options", "needs stream to be true")
         if len(self.forms) > 1:
-            raise ValueError(f"{' and '.join(self.forms)} contradict each other; give one of them")
+            first, *others = self.forms
+            raise wrong_field(first, f"and {' and '.join(others)} contradict each other; give one of them")
         if self.forms and self.ignore_eos:
-            raise ValueError("ignore_eos contradicts a reply of a given form, which ends where the form does")
+            raise wrong_field("ignore_eos", "contradicts a reply of a given form, which ends where the form does")
         return self
 
     @property
@@ -131,19 +142,19 @@ class Generate(Strict):
         )
 
 
-_Length = Annotated[int, Field(ge=1)]
+_Length = Annotated[int, Field(ge=1), WHOLE]
 
 
 class ChatRequest(Generate):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: _Length | None = None
     max_completion_tokens: _Length | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool = True
 
@@ -151,11 +162,11 @@ class ChatRequest(Generate):
     def _tools_that_are_there(self) -> ChatRequest:
         names = [tool.function.name for tool in self.tools or []]
         if len(set(names)) < len(names):
-            raise ValueError("tools has two functions of one name")
+            raise wrong_field("tools", "has two functions of one name")
         if isinstance(self.tool_choice, ToolChoice) and self.tool_choice.function.name not in names:
-            raise ValueError("tool_choice names a function that is not among the tools")
+            raise wrong_field("tool_choice", "names a function that is not among the tools")
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is required, but there are no tools")
+            raise wrong_field("tool_choice", "is required, but there are no tools")
         return self
 
     @property
@@ -185,7 +196,7 @@ class ChatRequest(Generate):
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise wrong_field("top_logprobs", "needs logprobs to be true")
         return self
 
     @property
@@ -199,8 +210,8 @@ class ChatRequest(Generate):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-_TokenId = Annotated[int, Field(ge=0)]
-_TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
+_TokenId = Annotated[int, Field(ge=0), WHOLE]
+_TokenIds = Annotated[list[_TokenId], Field(min_length=1, max_length=MAX_IDS, fail_fast=True)]
 
 
 class CompletionRequest(Generate):
@@ -209,21 +220,21 @@ class CompletionRequest(Generate):
     prompt: (
         str
         | _TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[_TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: _Length = 16
     echo: bool = False
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    best_of: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = None
+    best_of: Annotated[int, WHOLE] | None = None
     return_tokens_as_token_ids: bool = False
 
     @model_validator(mode="after")
     def _what_is_not_done(self) -> CompletionRequest:
         if self.best_of not in (None, self.n):
-            raise ValueError("best_of is not supported, except when it equals n")
+            raise wrong_field("best_of", "is not supported, except when it equals n")
         if len(self.prompts) * self.n > MAX_PROMPTS:
-            raise ValueError(f"prompt times n is more than {MAX_PROMPTS} replies")
+            raise wrong_field("prompt", f"times n is more than {MAX_PROMPTS} replies")
         return self
 
     @property
@@ -249,18 +260,25 @@ class CompletionRequest(Generate):
 class TokenizeRequest(Strict):
     """The body of /tokenize: a text, or messages in the model's prompt format."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
+            ]
+        }
+    )
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages")
+            raise wrong_field("prompt", "or messages: give one of the two")
         return self
 
 
@@ -274,7 +292,7 @@ class DetokenizeRequest(Strict):
     """The body of /detokenize."""
 
     model: str | None = None
-    tokens: list[_TokenId]
+    tokens: Annotated[list[_TokenId], Field(max_length=MAX_IDS, fail_fast=True)]
 
 
 Body = TypeVar("Body", bound=Strict)
@@ -295,18 +313,30 @@ def parse(kind: type[Body], data: bytes) -> Body:
 
 
 def _first_problem(error: ValidationError) -> ApiError:
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path: list[str] = []
-    for part in problem["loc"]:
-        if isinstance(part, str) and path and (part == "str" or (not part.isalnum() and not part.isidentifier())):
-            break  # pydantic's names for the members of a union
-        path.append(str(part))
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    param = ".".join(path) or message.split()[0]
-    if problem["type"] == "extra_forbidden":
-        return ApiError(400, f"{param} is not supported; leave it out", param=param, code="unsupported_parameter")
-    if problem["type"] == "value_error":
-        code = "unsupported_parameter" if "not supported" in message else "invalid_value"
-        return ApiError(400, message, param=param, code=code)
-    code = "missing_parameter" if problem["type"] == "missing" else "invalid_value"
-    return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}", param=param, code=code)
+    """What is said of the first field that is wrong. Lists end at their first wrong item, so there are few errors."""
+    problems = error.errors(include_url=False, include_input=False)
+    field = problems[0]["loc"][:1]
+    # Of a value that may be of several kinds, each kind complains; the one that it comes closest to says most.
+    problem = max((one for one in problems if one["loc"][:1] == field), key=_nearness)
+    path = [str(part) for i, part in enumerate(problem["loc"]) if not i or not _is_kind(part)]
+    if problem["type"] == "wrong_field":
+        path.append(problem["ctx"]["field"])
+        what = problem["ctx"]["problem"]
+        code = "unsupported_parameter" if "not supported" in what else "invalid_value"
+        return ApiError(400, f"{'.'.join(path)} {what}", param=".".join(path), code=code)
+    param = ".".join(path)
+    what = str(problem["msg"]).partition(" or instance of ")[0].replace("dictionary", "object")
+    codes = {"missing": "missing_parameter", "not_done": "unsupported_parameter"}
+    code = codes.get(problem["type"], "invalid_value")
+    return ApiError(400, f"{param}: {what[:1].lower()}{what[1:]}", param=param, code=code)
+
+
+def _nearness(problem: ErrorDetails) -> tuple[bool, int]:
+    return not problem["type"].endswith("_type"), len(problem["loc"])
+
+
+def _is_kind(part: str | int) -> bool:
+    """Whether a step of a path is pydantic's name for a kind of value rather than a field or an index."""
+    return isinstance(part, str) and (
+        part in ("str", "bool") or part[:1].isupper() or not (part.isalnum() or part.isidentifier())
+    )

@@ -261,7 +261,9 @@ def _pieces(pieces: Sequence[Piece]) -> Json:
 def usage(generation: Generation) -> Json:
     """Token counts of the whole request."""
     prompt, reply = generation.num_prompt_tokens, generation.num_reply_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    details = {"cached_tokens": generation.num_reused_tokens}
+    counts = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
+    return {**counts, "prompt_tokens_details": details}
 
 
 def tail(generation: Generation) -> Json:
@@ -270,19 +272,27 @@ def tail(generation: Generation) -> Json:
         return {"metrics": {"speculative_decoding": None}}
     handle = generation.choices[0].handle
     timing, stats = handle.timing, generation.speculation
-    prompt_n, written = len(handle.request.prompt_ids), generation.num_reply_tokens
+    read = len(handle.request.prompt_ids) - handle.num_reused
     timings: Json = {
-        "prompt_n": prompt_n,
-        "prompt_ms": timing.prefill_s * 1e3,
-        "prompt_per_second": prompt_n / timing.prefill_s if timing.prefill_s > 0 else 0.0,
-        "predicted_n": written,
-        "predicted_ms": timing.decode_s * 1e3,
-        "predicted_per_second": timing.tokens_per_s,
+        "cache_n": handle.num_reused,
+        **_pace("prompt", read, read, timing.prefill_s),
+        **_pace("predicted", generation.num_reply_tokens, timing.num_decoded, timing.decode_s),
         "queued_ms": handle.queued_s * 1e3,
+        "plain_per_token_ms": None if generation.plain_s is None else generation.plain_s * 1e3,
     }
     if stats is not None:
         timings |= {"draft_n": stats.num_draft_tokens, "draft_n_accepted": stats.num_accepted_tokens}
     return {"metrics": {"speculative_decoding": _speculation(stats)}, "timings": timings}
+
+
+def _pace(what: str, count: int, timed: int, seconds: float) -> Json:
+    """How many tokens, and how fast ``timed`` of them came in ``seconds``."""
+    return {
+        f"{what}_n": count,
+        f"{what}_ms": seconds * 1e3,
+        f"{what}_per_token_ms": seconds * 1e3 / timed if timed else 0.0,
+        f"{what}_per_second": timed / seconds if seconds > 0 else 0.0,
+    }
 
 
 def _speculation(stats: SpeculationStats | None) -> Json | None:
