@@ -8,13 +8,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constr
 NATIVE := CMakeLists.txt $(shell find native -type f 2>/dev/null)
 CODE   := src tests benchmarks $(wildcard examples)
 
-.PHONY: help demo test test-sanitize lint format bench docs build clean
+.PHONY: help demo test test-sanitize test-aarch64 lint format bench docs build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the same text, plain and speculative, from a real model; nothing else is needed first"
 	@echo "make test    all tests"
 	@echo "make test-sanitize  the tests of the native part, its memory accesses and arithmetic checked while they run"
+	@echo "make test-aarch64   the kernels for AArch64, cross-compiled and emulated: each gives the bits of the portable one"
 	@echo "make lint    ruff, mypy --strict, sizes and layers are checked by the tests"
 	@echo "make format  let ruff put the code into its form"
 	@echo "make bench   decoding speed on this machine, plain and speculative interleaved"
@@ -52,6 +53,32 @@ $(SANITIZE)/.done: $(VENV)/.done-core $(VENV)/.done-dev $(NATIVE)
 	@$(SANITIZED)/bin/python -c 'import importlib.util as u, sys; found = u.find_spec("draftsmith.model").submodule_search_locations; \
 	  sys.exit(not any(p.startswith(sys.prefix) for p in found) and f"the tests would run the engine in {found}")'
 	@touch $@
+
+# The kernels alone, as a program for AArch64 and as one for this machine: in each of them all sets of kernels must give the
+# bits of the portable one, and the portable ones of the two machines must agree. Optimisation as in CMakeLists.txt.
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_RUN ?= qemu-aarch64
+AARCH64     := build/aarch64
+KERNEL_FLAGS := -std=c++20 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Wno-psabi -Inative
+KERNEL_PARTS := tests/native/kernels_agree.cpp native/dispatch.cpp native/pack.cpp native/kernels_portable.cpp
+
+test-aarch64:
+	@command -v $(AARCH64_CXX) >/dev/null || { echo "make test-aarch64 needs a cross compiler, $(AARCH64_CXX), which is not installed; on Debian: apt-get install g++-aarch64-linux-gnu"; exit 1; }
+	@command -v $(AARCH64_RUN) >/dev/null || { echo "make test-aarch64 needs an emulator, $(AARCH64_RUN), which is not installed; on Debian: apt-get install qemu-user"; exit 1; }
+	@$(MAKE) --no-print-directory $(AARCH64)/agree $(AARCH64)/agree-here
+	$(AARCH64_RUN) -cpu max $(AARCH64)/agree neon > $(AARCH64)/digests
+	$(AARCH64)/agree-here > $(AARCH64)/digests-here
+	@diff $(AARCH64)/digests-here $(AARCH64)/digests && echo "and the two processors agree, kernel by kernel"
+
+$(AARCH64)/agree: $(KERNEL_PARTS) $(NATIVE)
+	@mkdir -p $(AARCH64)
+	$(AARCH64_CXX) $(KERNEL_FLAGS) -march=armv8.2-a+dotprod -c native/kernels_neon.cpp -o $(AARCH64)/kernels_neon.o
+	$(AARCH64_CXX) $(KERNEL_FLAGS) -static $(KERNEL_PARTS) $(AARCH64)/kernels_neon.o -o $@
+
+# What this machine's own sets are compared with is tested from Python; here the portable one is enough.
+$(AARCH64)/agree-here: $(KERNEL_PARTS) $(NATIVE)
+	@mkdir -p $(AARCH64)
+	$(CXX) $(KERNEL_FLAGS) -DDRAFTSMITH_PORTABLE_ONLY $(KERNEL_PARTS) -o $@
 
 lint: $(VENV)/.done-core $(VENV)/.done-dev
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@
 #include <string>
 #include <utility>
 
+#include "dispatch.hpp"
 #include "logits_memory.hpp"
 #include "model.hpp"
 #include "pack.hpp"
@@ -26,31 +27,6 @@ using namespace nb::literals;
 
 namespace draftsmith {
 namespace {
-
-std::vector<std::string> instruction_sets() {
-    std::vector<std::string> names{"portable"};
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) names.push_back("avx2");
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-        names.push_back("avx512");
-    }
-#endif
-    return names;
-}
-
-const Kernels& kernels_named(const std::string& name) {
-    for (const std::string& known : instruction_sets()) {
-        if (known != name) continue;
-#if defined(__x86_64__)
-        if (name == "avx2") return avx2_kernels();
-        if (name == "avx512") return avx512_kernels();
-#endif
-        return portable_kernels();
-    }
-    throw std::invalid_argument("the instruction set '" + name + "' is not available on this processor");
-}
 
 // Pack a whole matrix with the team's threads.
 void pack(int type, size_t rows, size_t cols, Bytes source, WritableBytes destination, ThreadTeam& team) {

@@ -19,8 +19,9 @@ template <class T, class Step> inline void turn(T (&s)[kChains], Step step) {
 template <class S> void peak_int8(size_t rounds, const int8_t* x, float* out) {
     typename S::I sums[kChains];
     turn(sums, [](typename S::I& sum, int) { sum = S::zero(); });
-    const auto codes = S::splat_byte(3);
+    auto codes = S::splat_byte(3);
     for (size_t i = 0; i < rounds; ++i) {
+        __asm__ volatile("" : "+m"(codes));  // else products that are always the same are made only once
         turn(sums, [&](typename S::I& sum, int c) { sum = S::dot(sum, codes, x + 4 * c); });
     }
     turn(sums, [&](typename S::I& sum, int c) { S::store(out + 16 * c, S::to_float(sum)); });

@@ -10,8 +10,11 @@ namespace draftsmith {
 namespace {
 
 struct Avx512 {
+    using Slice = Avx512;  // what a register holds: here all sixteen lanes
+    static constexpr int kLanes = 16;
     static constexpr const char* kName = "avx512";
     static constexpr int kMaxTokens = 8;
+    static constexpr int kTilesTogether = 2;  // tiles that it holds with them, when there are many rows
     static constexpr int kAttentionRows = 8;
     static constexpr int kWideOffset = 128;
 

@@ -14,8 +14,11 @@ namespace draftsmith {
 namespace {
 
 struct Portable {
+    using Slice = Portable;  // what a register holds: here all sixteen lanes
+    static constexpr int kLanes = 16;
     static constexpr const char* kName = "portable";
     static constexpr int kMaxTokens = 4;     // rows of activations that a matmul holds in registers
+    static constexpr int kTilesTogether = 1;  // tiles that it holds with them, when there are many rows
     static constexpr int kAttentionRows = 4; // rows of queries that attention holds in registers
     static constexpr int kWideOffset = 128;  // dot_wide() takes codes as stored, value + 128
 

@@ -19,6 +19,8 @@ constexpr int kSpins = 12000;
 inline void relax() {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");  // about as long as a pause of x86; its own "yield" is over at once
 #else
     std::this_thread::yield();
 #endif
