@@ -19,6 +19,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import EngineLimits
 from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.server.options import ServerOptions
+from draftsmith.server.run import listen
 from tests.support.serving import PATIENCE, Reply, Running, running
 from tests.support.shared_fakes import SharedFakeModel
 from tests.support.tiny import tiny_folder
@@ -240,3 +242,10 @@ def test_draining_has_an_end() -> None:
         server.thread.join(PATIENCE)
         assert time.monotonic() - began < 5
         connection.close()
+
+
+def test_no_part_of_an_answer_waits_for_the_one_before() -> None:
+    with listen(ServerOptions(port=0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

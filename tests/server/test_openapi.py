@@ -44,6 +44,7 @@ ANSWERS: tuple[tuple[str, str, Any, str], ...] = (
     ("POST", "/tokenize", {"prompt": "abc"}, "Tokens"),
     ("POST", "/detokenize", {"tokens": [97]}, "Text"),
     ("POST", "/render", {"text": "# a\n```python\nx = 1\n```"}, "Rendered"),
+    ("GET", "/tokenizer_info", None, "TokenizerInfo"),
     ("GET", "/health", None, "Status"),
     ("GET", "/ready", None, "Status"),
     ("GET", "/nowhere", None, "Error"),

@@ -29,6 +29,7 @@ OPERATIONS = (
     "POST /render",
     "GET /v1/models",
     "GET /v1/models/{name}",
+    "GET /tokenizer_info",
     "GET /health",
     "GET /ready",
     "GET /metrics",

@@ -75,6 +75,13 @@ def running(
         EngineOptions(num_draft_tokens=4) if draft else EngineOptions(),
         limits or EngineLimits(),
     )
+    with serving(loaded, chosen) as found:
+        yield found
+
+
+@contextmanager
+def serving(loaded: Loaded, chosen: ServerOptions) -> Iterator[Running]:
+    """Serve what is loaded."""
     listener, is_ready, addresses, stop = listen(chosen), threading.Event(), [], threading.Event()
 
     def ready(address: str) -> None:

@@ -52,6 +52,7 @@ def build_app(service: Service, options: ServerOptions) -> Guard:
         Route("/v1/models/{name:path}", _plain(api.model), methods=["GET"]),
         Route("/tokenize", _plain(api.tokenize), methods=["POST"]),
         Route("/detokenize", _plain(api.detokenize), methods=["POST"]),
+        Route("/tokenizer_info", _plain(api.tokenizer_info), methods=["GET"]),
         Route("/render", _plain(api.render), methods=["POST"]),
         Route("/health", _plain(api.health), methods=["GET"]),
         Route("/ready", _plain(api.ready), methods=["GET"]),
@@ -171,6 +172,26 @@ class Api:
         """/detokenize, as vLLM's."""
         body = await self._body(request, DetokenizeRequest)
         return JSONResponse({"prompt": await self._service.decode(body.tokens)})
+
+    async def tokenizer_info(self, _request: Request) -> ASGIApp:
+        """/tokenizer_info, as vLLM's: what a client needs that leaves tokenizing to us."""
+        tokenizer = self._service.model.tokenizer
+
+        def text(token_id: int | None) -> str | None:
+            return tokenizer.text_of(token_id) if token_id is not None else None
+
+        info = {
+            "tokenizer_class": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": self._service.model.context,
+            "add_bos_token": tokenizer.add_bos,
+            "bos_token": text(tokenizer.bos_id),
+            "eos_token": text(next(iter(tokenizer.eos_ids), None)),
+            "pad_token": text(tokenizer.pad_id),
+            "unk_token": text(tokenizer.unk_id),
+            "chat_template": tokenizer.chat_template,
+        }
+        return JSONResponse(info)
 
     async def render(self, request: Request) -> ASGIApp:
         """/render: Markdown as a tree of elements, for the chat page."""

@@ -53,6 +53,7 @@ def _paths() -> Json:
         "/v1/models/{name}": {"get": {**_operation("The model", "Model"), "parameters": [name]}},
         "/tokenize": {"post": _operation("Text or messages to token ids", "Tokens", "TokenizeRequest")},
         "/detokenize": {"post": _operation("Token ids to text", "Text", "DetokenizeRequest")},
+        "/tokenizer_info": {"get": _operation("What is known of the tokenizer", "TokenizerInfo")},
         "/render": {"post": _operation("Markdown to elements, for the chat page", "Rendered", "RenderRequest")},
         "/health": {"get": {**_operation("Alive", "Status"), **open_to_all}},
         "/ready": {"get": {**_operation("Takes requests", "Status", other={"503": _json("Status")}), **open_to_all}},
@@ -136,6 +137,15 @@ def _answers() -> Json:
         "Tokens": _object({"count": _COUNT, "max_model_len": _COUNT, "tokens": _list(_COUNT)}),
         "Rendered": _object({"nodes": _list({"type": ["string", "object"]})}),
         "Text": _object({"prompt": _STRING}),
+        "TokenizerInfo": _object(
+            {
+                "tokenizer_class": _STRING,
+                "vocab_size": _COUNT,
+                "model_max_length": _COUNT,
+                "add_bos_token": {"type": "boolean"},
+                **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token", "chat_template"), _maybe(_STRING)),
+            }
+        ),
         "Status": _object({"status": _STRING}),
         "Document": {"type": "object", "required": ["openapi", "paths"]},
         "Error": _object({"error": _object(error)}),
