@@ -108,9 +108,9 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
     assert plan_accuracy.main([str(folder), "--summary"]) == 1
     said = []
     for _ in range(3):
-        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--seconds", "0"]) == 0
+        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--passes", "2", "--seconds", "0"]) == 0
         said.append(capsys.readouterr().out.splitlines()[-1])
-    assert said[0].endswith("stopped before k = 1; the same command goes on")
+    assert said[0].endswith("stopped before pass 1; the same command goes on")
     assert said[2].endswith("complete")
     assert plan_accuracy.main([str(folder), "--summary"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -119,8 +119,12 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
 
 
 def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
-    known: dict[str, Any] = {"combination": "a", "sweep": {"1": 1.5, "2": 2.0, "4": 2.05}}
+    # Plain 10 tokens/s; the median of three passes at k = 2 is 20, one of 5 and one of 40 do not count.
+    seconds = {"0": (1.0, 1.0, 1.0), "1": (2 / 3, 2 / 3, 2 / 3), "2": (0.5, 2.0, 0.25), "4": (1 / 2.05,) * 3}
+    passes = [{k: {"x": (times[i], 10)} for k, times in seconds.items()} for i in range(3)]
+    known: dict[str, Any] = {"combination": "a", "passes": passes}
     assert plan_accuracy.verdict(known) is None
+    assert plan_accuracy.sweep(passes) == pytest.approx({1: 1.5, 2: 2.0, 4: 2.05})
     known["plan"] = {"predicted": {"1": 1.4, "2": 2.1, "3": 9.0, "4": 2.0}}
     found = plan_accuracy.verdict(known)
     assert found is not None

@@ -127,7 +127,8 @@ def test_the_json_object_keeps_its_promise() -> None:
     value = bench_json(result, pair, measurement_origin({"target": "lookup"}, {"k": 3}, None))
     assert list(value) == [
         "prompts", "tokens", "plain", "speculative", "speedup", "identical", "worst_prompt_speedup",
-        "acceptance_rate", "mean_acceptance_length", "by_category", "draft_cost_c", "verify_cost_v", "provenance",
+        "acceptance_rate", "mean_acceptance_length", "by_category", "draft_cost_c", "draft_call_cost",
+        "verify_cost_v", "provenance",
     ]  # fmt: skip
     check_schema(value, "bench")
     check_schema({**value, "details": bench_details(result)}, "bench")

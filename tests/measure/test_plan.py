@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,22 @@ from draftsmith.engine import LLM, LoadedModel
 from draftsmith.engine.loading import DraftChoice
 from draftsmith.errors import TokenizerError, UsageError
 from draftsmith.measure.costs import CostCurves
+from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.origin import measurement_origin
-from draftsmith.measure.plan import LENGTHS, PlainReply, at_half_cost, forecast, lookup_hits, model_hits, write_replies
+from draftsmith.measure.plan import (
+    LENGTHS,
+    WORTHWHILE,
+    Hits,
+    PlainReply,
+    at_half_cost,
+    forecast,
+    mixed_hits,
+    model_hits,
+    write_replies,
+)
 from draftsmith.measure.planning import make_plan, plan_json, plan_text
 from draftsmith.measure.prompts import PromptItem
+from draftsmith.speculate import MixedDrafter, ModelDrafter, PromptLookupDrafter
 from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
 from tests.support.schemas import check_schema
@@ -40,12 +54,16 @@ def half() -> LoadedModel:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("k", [1, 3, 16])
-@pytest.mark.parametrize("kind", ["half", "lookup"])
+@pytest.mark.parametrize("kind", ["half", "lookup", "suffix", "mix"])
 def test_the_replay_counts_what_decoding_counts(sampling: SamplingParams, k: int, kind: str) -> None:
     target = fake_target()
     [first, *_] = write_replies(LLM(target, "none"), ITEMS, sampling)
-    hits = lookup_hits(first) if kind == "lookup" else model_hits(half(), target, first)
-    draft: DraftChoice = half() if kind == "half" else "lookup"
+    draft: DraftChoice = half() if kind == "half" else kind
+    if kind == "mix":
+        draft = MixedDrafter(PromptLookupDrafter(), ModelDrafter(half().model, target_vocab_size=10**6))
+        hits = DrafterParts("mix", draft, half(), PromptLookupDrafter).hits(target, first)
+    else:
+        hits = drafter_parts(half() if kind == "half" else kind, target, {}).hits(target, first)
     [reply] = LLM(target, draft, num_draft_tokens=k).generate([first.prompt_ids], sampling)
     stats = reply.speculation
     assert stats is not None
@@ -70,6 +88,35 @@ def test_a_forecast_is_arithmetic() -> None:
     slow = CostCurves(10, 1e-3, 2.0, {1: 1.0, 16: 1.0})
     assert forecast(replies, [hits], slow).speedup < 1
     assert at_half_cost(slow).draft_cost == 1.0
+    called = forecast(replies, [hits], CostCurves(10, 1e-3, 0.0, {1: 1.0, 16: 1.0}, draft_call=0.5))
+    assert called.by_length[3] == pytest.approx(49 / (12 * 1.5 + 1.0)), (
+        "a call costs half a step, in every round but one"
+    )
+
+
+def test_what_a_draft_may_cost_is_the_cost_at_which_it_just_pays() -> None:
+    target = fake_target()
+    replies = write_replies(LLM(target, "none"), ITEMS, GREEDY)
+    hits = [model_hits(half(), target, reply) for reply in replies]
+    curves = CostCurves(10, 1e-3, 0.3, {1: 1.0, 16: 1.3})
+    limit = forecast(replies, hits, curves).break_even_cost
+    assert forecast(replies, hits, replace(curves, draft_cost=limit)).speedup == pytest.approx(WORTHWHILE, rel=1e-6)
+    dear = CostCurves(10, 1e-3, 0.3, {1: 1.0, 2: 3.0, 16: 30.0})
+    assert forecast(replies, hits, dear).break_even_cost == 0
+    free = [drafter_parts("lookup", target, {}).hits(target, reply) for reply in replies]
+    assert forecast(replies, free, FREE).break_even_cost == math.inf
+
+
+def test_copies_of_a_mix_cost_no_step_of_its_model() -> None:
+    copies = Hits({k: ((0, 0), (k, 1), (0, 0), (0, 0)) for k in LENGTHS}, (True,) * 4)
+    drawn = Hits({k: ((0, 0), (k, 2), (k, 1), (k, 1)) for k in LENGTHS})
+    mix = mixed_hits(copies, drawn)
+    assert mix.runs[3] == ((0, 0), (3, 1), (3, 1), (3, 1))
+    assert [mix.is_free(place) for place in range(4)] == [False, True, False, False]
+    reply = PlainReply((1,), (2, 3, 4, 5), replace(GREEDY, ignore_eos=True), 1.0)
+    costs = CostCurves(10, 1e-3, 0.5, {1: 1.0, 16: 1.0}, draft_call=0.25)
+    # Two tokens by a copy that costs its check alone, then one by the model.
+    assert forecast([reply], [mix], costs).by_length[1] == pytest.approx(3 / (1.0 + 0.25 + 0.5 + 1.0))
 
 
 def test_a_prompt_that_the_draft_cannot_hold_gives_no_hits() -> None:
@@ -106,7 +153,7 @@ def test_impossible_plans_are_refused() -> None:
     other = LoadedModel("other", FakeModel(), byte_tokenizer(first_letter="ß"))
     with pytest.raises(TokenizerError, match="vocabulary"):
         make_plan(target, [other], ITEMS, GREEDY)
-    with pytest.raises(UsageError, match="cannot forecast the drafter suffix"):
-        make_plan(target, ["suffix"], ITEMS, GREEDY)
+    with pytest.raises(UsageError, match="auto is no candidate"):
+        make_plan(target, ["auto"], ITEMS, GREEDY)
     with pytest.raises(UsageError, match="no reply had a second token"):
         write_replies(target, [PromptItem("long", "x", ("a" * 600,))], GREEDY)

@@ -9,7 +9,7 @@ included. Intervals: 95 %, bootstrap over prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from statistics import median
 
@@ -47,6 +47,7 @@ class PromptResult:
     prefill_s: tuple[float, float]
     identical: bool
     drafted_per_round: tuple[int, ...]  # of rounds after the first, 0 for a round without a draft
+    free_rounds: tuple[bool, ...]  # of the same rounds: the draft was a copy
     num_drafts: int
     num_draft_tokens: int
     accepted_per_pos: tuple[int, ...]
@@ -121,7 +122,11 @@ class Group:
 
     def predicted_speedup(self, costs: CostCurves) -> float:
         """What the rounds as they were should have gained by c and v(m): tokens / cost in plain steps."""
-        cost = sum(costs.round_cost(k) for p in self.prompts for k in p.drafted_per_round)
+        cost = sum(
+            costs.round_cost(k, free=free)
+            for p in self.prompts
+            for k, free in zip(p.drafted_per_round, p.free_rounds, strict=True)
+        )
         return sum(p.decoded[1] for p in self.prompts) / cost if cost else 1.0
 
 
@@ -162,12 +167,18 @@ def run_bench(
         raise UsageError(f"repeat is {repeats}; it must be at least 1")
     total = len(items) * repeats
     report(0, total, "warming up")
+    trace = pair.speculative.record()
     list(both_ways(pair, items[0], sampling, speculative_first=False))
+    trace.rounds.clear()
     turns: dict[str, list[list[Turn]]] = {item.id: [] for item in items}
     for repeat in range(repeats):
         for place, item in enumerate(items):
             flipped = (repeat + place) % 2 == 1
-            turns[item.id].append(list(both_ways(pair, item, sampling, speculative_first=flipped)))
+            run: list[Turn] = []
+            for turn in both_ways(pair, item, sampling, speculative_first=flipped):
+                run.append(replace(turn, rounds=tuple(trace.rounds)))
+                trace.rounds.clear()
+            turns[item.id].append(run)
             report(repeat * len(items) + place + 1, total, item.id)
     measured = [item for item in items if any(len(t.plain.token_ids) > 1 for run in turns[item.id] for t in run)]
     if not measured:
@@ -177,9 +188,10 @@ def run_bench(
     context = int(median(result.context for result in results))
     text = [*sample.prompt_ids, *sample.plain.token_ids] * (1 + context // len(sample.prompt_ids))
     report(total, total, "timing steps")
-    costs = measure_costs(pair.target.model, pair.speculative.draft_model, text[: max(1, context)])
+    costs = measure_costs(pair.target.model, pair.speculative.draft_model, text[: max(1, context)], sampling=sampling)
     skipped = tuple(item.id for item in items if item not in measured)
-    return BenchResult(results, costs, skipped, _rounds(sample)[:24])
+    timeline = tuple((len(one.drafted), one.num_accepted) for one in sample.rounds[:24])
+    return BenchResult(results, costs, skipped, timeline)
 
 
 def _prompt_result(item: PromptItem, runs: Sequence[Sequence[Turn]]) -> PromptResult:
@@ -201,26 +213,14 @@ def _prompt_result(item: PromptItem, runs: Sequence[Sequence[Turn]]) -> PromptRe
             median(sum(turn.speculative.timing.prefill_s for turn in run) for run in runs),
         ),
         identical=all(turn.plain.token_ids == turn.speculative.token_ids for run in runs for turn in run),
-        drafted_per_round=tuple(drafted for turn in first for drafted, _ in _rounds(turn)),
+        drafted_per_round=tuple(len(one.drafted) for turn in first for one in turn.rounds),
+        free_rounds=tuple(one.free for turn in first for one in turn.rounds),
         num_drafts=sum(s.num_drafts for s in stats),
         num_draft_tokens=sum(s.num_draft_tokens for s in stats),
         accepted_per_pos=tuple(sum(column) for column in accepted),
         time=_time_share(first),
         context=sum(len(turn.prompt_ids) + len(turn.plain.token_ids) // 2 for turn in first) // len(first),
     )
-
-
-def _rounds(turn: Turn) -> tuple[tuple[int, int], ...]:
-    """(draft tokens, accepted ones) of each round after the first, which reads the prompt and has no draft."""
-    rounds, at = [], 1
-    kept = turn.speculative.from_draft
-    for forward in turn.target_forwards[1:]:
-        accepted = 0
-        while accepted < forward.num_logits - 1 and at < len(kept) and kept[at]:
-            accepted, at = accepted + 1, at + 1
-        at += 1  # the bonus token
-        rounds.append((forward.num_logits - 1, accepted))
-    return tuple(rounds)
 
 
 def _time_share(turns: Sequence[Turn]) -> TimeShare:

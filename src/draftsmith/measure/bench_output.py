@@ -15,7 +15,9 @@ _DEFINITIONS = (
     "tokens/s: tokens after a reply's first / time from the first to the last, prompt reading not counted.\n"
     "Speed-up: speculative tokens/s / plain tokens/s, both from this run, prompt by prompt in turn.\n"
     "Acceptance: accepted / draft tokens. Length: mean acceptance length, 1 + accepted / rounds with a draft (bonus\n"
-    "token included). Brackets: 95 % intervals, bootstrap over prompts."
+    "token included). By position: accepted / drafts that had a token there. Brackets: 95 % intervals, bootstrap over\n"
+    "prompts. Costs: c a draft step, d a call of the draft, v(m) checking m tokens; predicted: tokens over the sum of\n"
+    "d + k c + v(k + 1) of all rounds, d and c only where a model drafted."
 )
 
 
@@ -57,6 +59,7 @@ def bench_json(result: BenchResult, pair: Pair, provenance: dict[str, Any]) -> d
         "mean_acceptance_length": overall.mean_acceptance_length,
         "by_category": {name: _category(group, result.costs) for name, group in result.categories.items()},
         "draft_cost_c": result.costs.draft_cost,
+        "draft_call_cost": result.costs.draft_call,
         "verify_cost_v": {str(size): result.costs.verify_cost(size) for size in SHOWN_SIZES},
         "provenance": {**provenance, "cost_context": result.costs.context, "skipped": list(result.skipped)},
     }
@@ -109,7 +112,7 @@ def bench_text(value: dict[str, Any]) -> str:
             "",
             f"acceptance by position: {positions or 'nothing drafted'}",
             f"costs in plain steps of {plain['step_s'] * 1000:.1f} ms: c {value['draft_cost_c']:.3f}, "
-            + ", ".join(f"v({size}) {cost:.2f}" for size, cost in curve.items()),
+            f"d {value['draft_call_cost']:.3f}, " + ", ".join(f"v({size}) {cost:.2f}" for size, cost in curve.items()),
             f"time: target {share['target']:.0%}, draft {share['draft']:.0%}, everything else {share['other']:.0%}",
             f"memory: target {fast['memory']['target_bytes'] / 1e6:.0f} MB, draft "
             f"{fast['memory']['draft_bytes'] / 1e6:.0f} MB, peak {fast['memory']['peak_bytes'] / 1e6:.0f} MB",

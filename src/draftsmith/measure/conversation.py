@@ -10,6 +10,7 @@ from draftsmith.errors import PromptTooLong
 from draftsmith.measure.pair import Pair
 from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.recording import Forward
+from draftsmith.speculate import RoundRecord
 from draftsmith.types import Completion, Message, SamplingParams
 
 __all__ = ["Report", "Turn", "both_ways", "forget_caches", "tell_nobody"]
@@ -33,6 +34,7 @@ class Turn:
     speculative: Completion
     target_forwards: tuple[Forward, ...]
     plain_forwards: tuple[Forward, ...] = ()
+    rounds: tuple[RoundRecord, ...] = ()  # of the speculative reply, where they were recorded; its first is none
 
 
 def both_ways(pair: Pair, item: PromptItem, sampling: SamplingParams, *, speculative_first: bool) -> Iterator[Turn]:

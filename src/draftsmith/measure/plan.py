@@ -8,6 +8,7 @@ Only the best candidate is run in earnest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,21 +20,24 @@ from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.statistics import Interval, ratio_interval
 from draftsmith.model.protocol import TokenRun
 from draftsmith.sampling import Noise, TokenHistory, needs_history, process
-from draftsmith.speculate import FixedLength, PromptLookupDrafter, check_same_vocabulary
+from draftsmith.speculate import Drafter, FixedLength, PromptLookupDrafter, check_same_vocabulary
 from draftsmith.types import Message, Request, SamplingParams
 
 __all__ = [
     "LENGTHS",
+    "WORTHWHILE",
     "Forecast",
     "Hits",
     "PlainReply",
     "at_half_cost",
     "forecast",
     "lookup_hits",
+    "mixed_hits",
     "model_hits",
     "write_replies",
 ]
 
+WORTHWHILE = 1.02  # a gain below this is not worth the memory of a drafter
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 
 
@@ -52,15 +56,23 @@ class Hits:
     """How a candidate would have drafted one reply.
 
     ``runs[k][t]`` is (drafted, accepted) if it drafts k tokens when the next token to write is t; t = 0 is never
-    drafted.
+    drafted. ``free[t]``: the draft is a copy, which no model has to write.
     """
 
     runs: dict[int, tuple[tuple[int, int], ...]]
+    free: tuple[bool, ...] = ()
+
+    def is_free(self, place: int) -> bool:
+        """Whether the draft for token ``place`` costs no step of a model."""
+        return place < len(self.free) and self.free[place]
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The best draft length of a candidate and what it should gain, in tokens and plain steps over all replies."""
+    """The best draft length of a candidate and what it should gain, in tokens and plain steps over all replies.
+
+    ``break_even_cost``: the c up to which drafts as good would pay at some length (inf: they cost no model's step).
+    """
 
     num_draft_tokens: int
     speedup: float
@@ -68,6 +80,7 @@ class Forecast:
     acceptance_rate: float
     mean_acceptance_length: float
     by_length: dict[int, float]
+    break_even_cost: float
 
 
 def write_replies(
@@ -115,10 +128,11 @@ def model_hits(draft: LoadedModel, target: LoadedModel, reply: PlainReply) -> Hi
     return Hits({k: tuple((k, _run(hits, start, k)) for start in range(len(hits))) for k in LENGTHS})
 
 
-def lookup_hits(reply: PlainReply) -> Hits:
-    """What prompt lookup would have drafted along ``reply``: it needs no model, so it is simply run."""
+def lookup_hits(reply: PlainReply, drafter: Drafter | None = None) -> Hits:
+    """What prompt lookup (or another ``drafter`` that copies) would have drafted along ``reply``: it is simply run."""
     text, first = [*reply.prompt_ids, *reply.token_ids], len(reply.prompt_ids)
-    session = PromptLookupDrafter().start(Request(prompt_ids=reply.prompt_ids, sampling=reply.sampling), "coupled")
+    request = Request(prompt_ids=reply.prompt_ids, sampling=reply.sampling)
+    session = (drafter or PromptLookupDrafter()).start(request, "coupled")
     longest = [(0, 0)]
     drafts: list[tuple[int, ...]] = [()]
     for place in range(1, len(reply.token_ids)):
@@ -127,7 +141,20 @@ def lookup_hits(reply: PlainReply) -> Hits:
         )
         hits = [a == b for a, b in zip(drafts[-1], reply.token_ids[place:], strict=False)]
         longest.append((len(drafts[-1]), _run(hits, 0, len(hits))))
-    return Hits({k: tuple((min(k, drafted), min(k, kept)) for drafted, kept in longest) for k in LENGTHS})
+    runs = {k: tuple((min(k, drafted), min(k, kept)) for drafted, kept in longest) for k in LENGTHS}
+    return Hits(runs, (True,) * len(longest))
+
+
+def mixed_hits(free: Hits, model: Hits) -> Hits:
+    """A mix of the two: copies where there is something to copy, the model's drafts elsewhere."""
+    copies = tuple(drafted > 0 for drafted, _ in free.runs[min(LENGTHS)])
+    runs = {
+        k: tuple(
+            one if copied else other for copied, one, other in zip(copies, free.runs[k], model.runs[k], strict=True)
+        )
+        for k in LENGTHS
+    }
+    return Hits(runs, copies)
 
 
 def forecast(replies: Sequence[PlainReply], hits: Sequence[Hits], costs: CostCurves) -> Forecast:
@@ -145,6 +172,7 @@ def forecast(replies: Sequence[PlainReply], hits: Sequence[Hits], costs: CostCur
         accepted / drafted if drafted else 0.0,
         1 + (accepted / rounds if rounds else 0.0),
         by_length,
+        max(0.0, *(_break_even(sum(plain), played[k]) for k in LENGTHS)),
     )
 
 
@@ -156,22 +184,32 @@ def at_half_cost(costs: CostCurves) -> CostCurves:
 @dataclass(frozen=True, slots=True)
 class _Replay:
     cost: float  # plain steps
+    steps: int  # of a draft model
+    step_cost: float  # of all those, in plain steps
     drafted: int
     accepted: int
     rounds: int  # with a draft
 
 
 def _replay(reply: PlainReply, hits: Hits, k: int, costs: CostCurves) -> _Replay:
-    cost, drafted, accepted, rounds = 0.0, 0, 0, 0
+    cost, steps, drafted, accepted, rounds = 0.0, 0, 0, 0, 0
     place, end = 1, len(reply.token_ids)
     while place < end:
         proposed, kept = hits.runs[k][place]
         proposed = min(proposed, reply.sampling.max_new_tokens - place - 1)
         kept = min(kept, proposed, end - place)
-        cost += costs.round_cost(proposed)
+        cost += costs.round_cost(proposed, free=hits.is_free(place))
+        steps += 0 if hits.is_free(place) else proposed
         drafted, accepted, rounds = drafted + proposed, accepted + kept, rounds + (proposed > 0)
         place += kept + 1
-    return _Replay(cost, drafted, accepted, rounds)
+    return _Replay(cost, steps, steps * costs.draft_cost, drafted, accepted, rounds)
+
+
+def _break_even(plain: float, played: Sequence[_Replay]) -> float:
+    """The c at which these rounds gain ``WORTHWHILE``; below 0 if they would not for nothing, inf without a model."""
+    steps = sum(replay.steps for replay in played)
+    left = plain / WORTHWHILE - sum(replay.cost - replay.step_cost for replay in played)
+    return left / steps if steps else (math.inf if left >= 0 else 0.0)
 
 
 def _run(hits: Sequence[bool], start: int, limit: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -12,22 +13,16 @@ from draftsmith.errors import UsageError
 from draftsmith.measure.bench import run_bench
 from draftsmith.measure.conversation import Report, tell_nobody
 from draftsmith.measure.costs import CostCurves, measure_costs
+from draftsmith.measure.drafter_parts import drafter_parts
 from draftsmith.measure.pair import load_pair
-from draftsmith.measure.plan import (
-    Forecast,
-    PlainReply,
-    at_half_cost,
-    forecast,
-    lookup_hits,
-    model_hits,
-    write_replies,
-)
+from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
 from draftsmith.measure.prompts import PromptItem
+from draftsmith.measure.rounds import with_round_factor
 from draftsmith.types import SamplingParams
 
 __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
 
-WORTHWHILE = 1.02  # a gain below this is not worth the memory of a drafter
+COST_REPEATS = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +89,20 @@ def _candidate(
     name: str | LoadedModel, target: LLM, replies: Sequence[PlainReply], options: dict[str, Any], report: Any
 ) -> Candidate:
     report(f"reading with {name if isinstance(name, str) else name.name}")
-    draft: LoadedModel | None = None
-    if isinstance(name, LoadedModel):
-        draft = name
-    elif name == "suffix" or name.endswith(("+lookup", "+suffix")):
-        raise UsageError(f"plan cannot forecast the drafter {name}; measure it with: draftsmith bench --draft {name}")
-    elif name != "lookup":
-        common = {key: value for key, value in options.items() if key not in ("num_draft_tokens", "rule")}
-        draft = LLM(name, "none", **common).target
-    hits = [lookup_hits(reply) if draft is None else model_hits(draft, target.target, reply) for reply in replies]
+    parts = drafter_parts(name, target.target, options)
+    hits = [parts.hits(target.target, reply) for reply in replies]
     context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
     text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
-    costs = measure_costs(target.target.model, draft.model if draft else None, text[:context], repeats=7)
+    costs = measure_costs(
+        target.target.model,
+        parts.model.model if parts.model else None,
+        text[:context],
+        repeats=COST_REPEATS,
+        sampling=replies[0].sampling,
+    )
+    costs = with_round_factor(target, parts.drafter, replies, costs)
     cheaper = forecast(replies, hits, at_half_cost(costs))
-    return Candidate(draft.name if draft else "lookup", costs, forecast(replies, hits, costs), cheaper.speedup)
+    return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +125,14 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
                 "predicted_speedup_ci95": list(c.forecast.interval),
                 "predicted_by_num_draft_tokens": {str(k): gain for k, gain in c.forecast.by_length.items()},
                 "predicted_speedup_at_half_cost": c.half_cost_speedup,
+                "break_even_draft_cost_c": c.forecast.break_even_cost
+                if math.isfinite(c.forecast.break_even_cost)
+                else None,
                 "acceptance_rate": c.forecast.acceptance_rate,
                 "mean_acceptance_length": c.forecast.mean_acceptance_length,
                 "draft_cost_c": c.costs.draft_cost,
+                "draft_call_cost": c.costs.draft_call,
+                "round_factor": c.costs.round_factor,
                 "verify_cost_v": {str(size): cost for size, cost in c.costs.verify.items()},
             }
             for c in plan.candidates
@@ -149,15 +149,15 @@ def plan_text(value: dict[str, Any]) -> str:
     lines = [
         value["recommendation"]["advice"],
         "",
-        "| drafter | k | predicted | acceptance | length | c | at half c |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| drafter | k | predicted | acceptance | length | c | at half c | pays below c |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for c in value["candidates"]:
         low, high = c["predicted_speedup_ci95"]
         lines.append(
             f"| {c['draft']} | {c['num_draft_tokens']} | {c['predicted_speedup']:.2f} [{low:.2f}, {high:.2f}] "
             f"| {c['acceptance_rate']:.0%} | {c['mean_acceptance_length']:.2f} | {c['draft_cost_c']:.3f} "
-            f"| {c['predicted_speedup_at_half_cost']:.2f} |"
+            f"| {c['predicted_speedup_at_half_cost']:.2f} | {_break_even(c['break_even_draft_cost_c'])} |"
         )
     return "\n".join(
         [
@@ -165,9 +165,14 @@ def plan_text(value: dict[str, Any]) -> str:
             "",
             "k: the draft length that gains most. Predicted: speed-up over plain decoding, with a 95 % interval over\n"
             "prompts. Acceptance: accepted / draft tokens. Length: 1 + accepted / rounds with a draft, bonus token\n"
-            "included. c: draft step / plain step. At half c: what a draft as good at half the cost would gain.",
+            "included. c: draft step / plain step. At half c: what a draft as good at half the cost (a smaller one,\n"
+            "or one with a pruned vocabulary) would gain. Pays below c: what a draft as good may cost to gain 2 %.",
         ]
     )
+
+
+def _break_even(cost: float | None) -> str:
+    return "any" if cost is None else f"{cost:.3f}" if cost > 0 else "never"
 
 
 def _advice(plan: Plan) -> str:

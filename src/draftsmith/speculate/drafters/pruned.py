@@ -83,7 +83,7 @@ class PrunedModel:
         """The row that reads each id."""
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
-        rows: list[int] = self._rows[token_ids].tolist()
+        rows: list[int] = self._rows[np.asarray(token_ids)].tolist()
         return rows
 
     def _spread(self, logits: Logits) -> Logits:
