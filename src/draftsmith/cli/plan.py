@@ -9,6 +9,7 @@ import typer
 
 from draftsmith.cli.measuring import MeasureOptions, ResultOptions, Ticker
 from draftsmith.cli.options import ModelOptions
+from draftsmith.cli.plan_for import EngineOptions, launch_of
 from draftsmith.cli.progress import ProgressBars
 from draftsmith.errors import UsageError
 
@@ -25,6 +26,7 @@ def plan(
     ] = None,
     temperature: Annotated[float, typer.Option(metavar="T", help="Randomness; 0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of sampled replies.")] = 0,
+    engine: EngineOptions,
     measure: MeasureOptions,
     result: ResultOptions,
     model: ModelOptions,
@@ -32,9 +34,11 @@ def plan(
     """Tell which drafter to use.
 
     The target answers the prompts once. Each candidate is read along those answers, which tells for every draft length
-    what it would gain; the best is then measured. Without candidates: prompt lookup.
+    what it would gain; the best is then measured. Without candidates: prompt lookup. With --for the costs are those of
+    another engine, nothing is measured here but the texts, and the command that starts that engine is told.
     """
     result.check()
+    engine.check()
     names = list(dict.fromkeys([*(candidate or []), *([model.draft] if model.draft not in ("auto", "none") else [])]))
     if model.num_draft_tokens != "auto":
         raise UsageError("plan chooses the draft length itself; leave --num-draft-tokens out")
@@ -42,6 +46,7 @@ def plan(
         raise UsageError("plan forecasts the coupled rule, whose texts do not depend on the drafter; leave --rule out")
     items = measure.items()
     names = names or ["lookup"]
+    costs = engine.known_costs()
     from draftsmith.types import SamplingParams
 
     sampling = SamplingParams(max_new_tokens=measure.max_new_tokens, temperature=temperature, seed=seed)
@@ -55,11 +60,14 @@ def plan(
     options = {name: value for name, value in given.items() if name not in ("target", "draft")}
     ticker = Ticker(result.quiet)
     try:
-        found = make_plan(target, names, items, sampling, options=options, report=ticker)
+        found = make_plan(target, names, items, sampling, options=options, costs=costs, report=ticker)
     finally:
         ticker.close()
     told = {"temperature": temperature, "seed": seed, "max_new_tokens": measure.max_new_tokens, **options}
     roles = {"target": model.target} | {f"candidate {number}": name for number, name in enumerate(names, start=1)}
     origin = measurement_origin(roles, told, measure.path)
     value = plan_json(found, origin)
+    if engine.for_ is not None:
+        chosen, k = value["recommendation"]["draft"], value["recommendation"]["num_draft_tokens"]
+        value["for"] = {"engine": engine.for_, **launch_of(engine.for_, model.target, chosen, k or 0)}
     result.give(value, plan_text(value))

@@ -16,11 +16,21 @@ from typing import Any, Final
 
 from draftsmith.export.yaml_text import yaml_text
 
-__all__ = ["Deployment", "llama_cpp_files", "sglang_files", "vllm_files"]
+__all__ = [
+    "Deployment",
+    "launch_command",
+    "llama_cpp_files",
+    "llama_cpp_speculation",
+    "sglang_files",
+    "sglang_speculation",
+    "vllm_files",
+    "vllm_speculation",
+]
 
 IMAGES: Final[Mapping[str, str]] = MappingProxyType(
     {"vllm": "vllm/vllm-openai:v0.33.0", "sglang": "lmsysorg/sglang:v0.5.23"}
 )
+SHORTEST_MATCH: Final = 2  # tokens that have to repeat before a copy is proposed, as in our own prompt lookup
 _ON_THIS_MACHINE: Final = "127.0.0.1"
 
 
@@ -47,16 +57,69 @@ class Deployment:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:50].strip("-") or "model"
 
 
-def vllm_files(deployment: Deployment) -> dict[str, str]:
-    """Names and contents: vllm.yaml and launch.sh for one machine, ray-serve.yaml and kserve.yaml for many."""
+def vllm_speculation(draft: str | None, num_draft_tokens: int, *, other_tokens: bool = False) -> dict[str, Any]:
+    """What vLLM's ``--speculative-config`` holds; ``draft`` None copies from the text."""
+    if draft is None:
+        matches = {"prompt_lookup_max": 4, "prompt_lookup_min": SHORTEST_MATCH}
+        return {"method": "ngram", "num_speculative_tokens": num_draft_tokens, **matches}
     speculative: dict[str, Any] = {
         "method": "draft_model",
-        "model": deployment.draft,
-        "num_speculative_tokens": deployment.num_draft_tokens,
-        "draft_tensor_parallel_size": deployment.tensor_parallel_size,  # must be the target's
+        "model": draft,
+        "num_speculative_tokens": num_draft_tokens,
     }
-    if deployment.other_tokens:
-        speculative["use_heterogeneous_vocab"] = True
+    return {**speculative, "use_heterogeneous_vocab": True} if other_tokens else speculative
+
+
+def sglang_speculation(draft: str | None, num_draft_tokens: int) -> dict[str, Any]:
+    """SGLang's options; ``draft`` None copies from the text.
+
+    A chain of k draft tokens is k steps of the draft with one choice each, checked with the token before them.
+    """
+    if draft is None:
+        return {"speculative-algorithm": "NGRAM", "speculative-num-draft-tokens": num_draft_tokens + 1}
+    return {
+        "speculative-algorithm": "STANDALONE",
+        "speculative-draft-model-path": draft,
+        "speculative-num-steps": num_draft_tokens,
+        "speculative-eagle-topk": 1,
+        "speculative-num-draft-tokens": num_draft_tokens + 1,
+    }
+
+
+def llama_cpp_speculation(draft: str | None, num_draft_tokens: int) -> dict[str, str]:
+    """Options of llama-server; ``draft`` None copies from the text."""
+    if draft is None:
+        sizes = {"spec-ngram-simple-size-n": str(SHORTEST_MATCH), "spec-ngram-simple-size-m": str(num_draft_tokens)}
+        return {"spec-type": "ngram-simple", **sizes}
+    return {"model-draft": draft, "spec-type": "draft-simple", "spec-draft-n-max": str(num_draft_tokens)}
+
+
+def launch_command(
+    engine: str, target: str, draft: str | None, num_draft_tokens: int, *, other_tokens: bool = False
+) -> str:
+    """One shell line that starts ``engine`` (vllm, sglang, llama.cpp) with a target and a draft, None: prompt lookup.
+
+    With 0 draft tokens nothing is drafted.
+    """
+    options: dict[str, Any] = {}
+    if engine == "vllm":
+        words = ["vllm", "serve", target]
+        if num_draft_tokens:
+            speculative = vllm_speculation(draft, num_draft_tokens, other_tokens=other_tokens)
+            options["speculative-config"] = json.dumps(speculative)
+    elif engine == "sglang":
+        words = ["python3", "-m", "sglang.launch_server", "--model-path", target]
+        options = sglang_speculation(draft, num_draft_tokens) if num_draft_tokens else {}
+    else:
+        words = ["llama-server", "--model", target]
+        options = dict(llama_cpp_speculation(draft, num_draft_tokens)) if num_draft_tokens else {}
+    return shlex.join([*words, *(word for key, value in options.items() for word in (f"--{key}", str(value)))])
+
+
+def vllm_files(deployment: Deployment) -> dict[str, str]:
+    """Names and contents: vllm.yaml and launch.sh for one machine, ray-serve.yaml and kserve.yaml for many."""
+    speculative = vllm_speculation(deployment.draft, deployment.num_draft_tokens, other_tokens=deployment.other_tokens)
+    speculative["draft_tensor_parallel_size"] = deployment.tensor_parallel_size  # must be the target's
     shared: dict[str, Any] = {"tensor-parallel-size": deployment.tensor_parallel_size}
     if deployment.revision is not None:
         shared["revision"] = deployment.revision
@@ -88,20 +151,13 @@ def vllm_files(deployment: Deployment) -> dict[str, str]:
 
 
 def sglang_files(deployment: Deployment) -> dict[str, str]:
-    """Names and contents: sglang.yaml and launch.sh for one machine, kserve.yaml for many.
-
-    A chain of k draft tokens is k steps of the draft with one choice each, checked with the token before them.
-    """
+    """Names and contents: sglang.yaml and launch.sh for one machine, kserve.yaml for many."""
     config: dict[str, Any] = {
         "model-path": deployment.target,
         "served-model-name": deployment.name,
         "context-length": deployment.max_context,
         "tp-size": deployment.tensor_parallel_size,
-        "speculative-algorithm": "STANDALONE",
-        "speculative-draft-model-path": deployment.draft,
-        "speculative-num-steps": deployment.num_draft_tokens,
-        "speculative-eagle-topk": 1,
-        "speculative-num-draft-tokens": deployment.num_draft_tokens + 1,
+        **sglang_speculation(deployment.draft, deployment.num_draft_tokens),
     }
     if deployment.revision is not None:
         config["revision"] = deployment.revision
@@ -119,9 +175,7 @@ def llama_cpp_files(deployment: Deployment) -> dict[str, str]:
     """Names and contents: launch.sh with the command, models.ini with the same for a server of several models."""
     settings = {
         "model": deployment.target,
-        "model-draft": deployment.draft,
-        "spec-type": "draft-simple",
-        "spec-draft-n-max": str(deployment.num_draft_tokens),
+        **llama_cpp_speculation(deployment.draft, deployment.num_draft_tokens),
         "ctx-size": str(deployment.max_context),
     }
     command = ["llama-server"]

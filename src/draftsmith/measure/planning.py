@@ -13,7 +13,8 @@ from draftsmith.errors import UsageError
 from draftsmith.measure.bench import run_bench
 from draftsmith.measure.conversation import Report, tell_nobody
 from draftsmith.measure.costs import CostCurves, measure_costs
-from draftsmith.measure.drafter_parts import drafter_parts
+from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
+from draftsmith.measure.engine_costs import EngineCosts
 from draftsmith.measure.pair import load_pair
 from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
 from draftsmith.measure.prompts import PromptItem
@@ -37,19 +38,24 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one."""
+    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one.
+
+    ``elsewhere``: the costs are another engine's, so nothing can be measured here and the prediction decides.
+    """
 
     candidates: tuple[Candidate, ...]
     plain_rate: float
     replies: int
     tokens: int
     measured: float | None
+    elsewhere: bool = False
 
     @property
     def best(self) -> Candidate | None:
         """The candidate to use; None: do not draft."""
         first = self.candidates[0]
-        return first if (self.measured if self.measured is not None else 0.0) >= WORTHWHILE else None
+        gain = first.forecast.speedup if self.elsewhere else self.measured or 0.0
+        return first if gain >= WORTHWHILE else None
 
 
 def make_plan(
@@ -59,10 +65,12 @@ def make_plan(
     sampling: SamplingParams,
     *,
     options: dict[str, Any] | None = None,
+    costs: EngineCosts | None = None,
     report: Report = tell_nobody,
 ) -> Plan:
     """``target``: an LLM without a drafter. ``names``: candidates, references or ``lookup``. ``options``: of ``LLM``.
 
+    ``costs``: of another engine, to plan for that one: texts and acceptance are measured here, nothing is timed.
     Raises UsageError without a candidate, TokenizerError for one with another vocabulary, and what loading raises.
     """
     if not names:
@@ -70,27 +78,43 @@ def make_plan(
     options = dict(options or {})
     replies = write_replies(target, items, sampling, report)
     candidates = [
-        _candidate(name, target, replies, options, lambda what, i=i: report(i, len(names), what))
+        _candidate(name, target, replies, options, costs, lambda what, i=i: report(i, len(names), what))
         for i, name in enumerate(names)
     ]
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
     best, name = ranked[0]
     measured = None
-    if best.forecast.speedup >= WORTHWHILE:
+    if costs is None and best.forecast.speedup >= WORTHWHILE:
         k = best.forecast.num_draft_tokens
         pair = load_pair(target.target, name, **{**options, "num_draft_tokens": k})
         measured = run_bench(pair, items, sampling, report=report).overall.speedup
     tokens = sum(len(reply.token_ids) for reply in replies)
     rate = (tokens - len(replies)) / sum(reply.decode_s for reply in replies)
-    return Plan(tuple(candidate for candidate, _ in ranked), rate, len(replies), tokens, measured)
+    found = tuple(candidate for candidate, _ in ranked)
+    return Plan(found, rate, len(replies), tokens, measured, elsewhere=costs is not None)
 
 
 def _candidate(
-    name: str | LoadedModel, target: LLM, replies: Sequence[PlainReply], options: dict[str, Any], report: Any
+    name: str | LoadedModel,
+    target: LLM,
+    replies: Sequence[PlainReply],
+    options: dict[str, Any],
+    elsewhere: EngineCosts | None,
+    report: Any,
 ) -> Candidate:
     report(f"reading with {name if isinstance(name, str) else name.name}")
     parts = drafter_parts(name, target.target, options)
+    if elsewhere is None:
+        costs = _costs_here(parts, target, replies)
+    else:
+        costs = elsewhere.curves(parts.name, drafts=parts.model is not None)
     hits = [parts.hits(target.target, reply) for reply in replies]
+    cheaper = forecast(replies, hits, at_half_cost(costs))
+    return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
+
+
+def _costs_here(parts: DrafterParts, target: LLM, replies: Sequence[PlainReply]) -> CostCurves:
+    """c and v(m) on this machine after as much text as the replies had, and what rounds take besides."""
     context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
     text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
     costs = measure_costs(
@@ -100,9 +124,7 @@ def _candidate(
         repeats=COST_REPEATS,
         sampling=replies[0].sampling,
     )
-    costs = with_round_factor(target, parts.drafter, replies, costs)
-    cheaper = forecast(replies, hits, at_half_cost(costs))
-    return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
+    return with_round_factor(target, parts.drafter, replies, costs)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +170,7 @@ def plan_text(value: dict[str, Any]) -> str:
     """The advice and the table, from the JSON object."""
     lines = [
         value["recommendation"]["advice"],
+        *_for_engine(value.get("for")),
         "",
         "| drafter | k | predicted | acceptance | length | c | at half c | pays below c |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -171,6 +194,13 @@ def plan_text(value: dict[str, Any]) -> str:
     )
 
 
+def _for_engine(told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    starts = [f"Start {told['engine']} with:", *(f"  {line}" for line in told["commands"])] if told["commands"] else []
+    return [*starts, *(f"note: {note}" for note in told["notes"])]
+
+
 def _break_even(cost: float | None) -> str:
     return "any" if cost is None else f"{cost:.3f}" if cost > 0 else "never"
 
@@ -178,6 +208,12 @@ def _break_even(cost: float | None) -> str:
 def _advice(plan: Plan) -> str:
     first = plan.candidates[0]
     predicted = f"{first.forecast.speedup:.2f}x"
+    if plan.elsewhere:
+        if plan.best is None:
+            return f"Do not draft: the best candidate, {first.name}, would not pay (predicted {predicted})."
+        return (
+            f"Use {first.name} with {first.forecast.num_draft_tokens} draft tokens: expect {predicted} (not measured)."
+        )
     if plan.best is None:
         told = f"predicted {predicted}" + ("" if plan.measured is None else f", measured {plan.measured:.2f}x")
         return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
