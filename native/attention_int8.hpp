@@ -15,7 +15,7 @@ namespace {
 constexpr float kWeightCodes = 16383.0f;  // 127 * 128 + 127: two codes of 7 bits, as AVX2's products want them
 
 struct Int8Cache {
-    template <class S> static constexpr int kRows = 4;
+    template <class S> static constexpr int kRows = S::kAttentionRows;
 
     // scores[r][position] = sum over groups of (codes . codes) * scale * scale, a chain over groups for each position.
     template <class S, int R> static void scores(const AttentionJob& job, int from, const Reach& reach, float (*out)[kPiecePositions]) {
@@ -29,7 +29,7 @@ struct Int8Cache {
             for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
             for (int g = 0; g < groups; ++g, scales += kBlockPositions) {
                 typename S::I dot[R][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
                     const auto start = S::kWideOffset ? S::template shift_left<7>(S::splat_int(job.codes[from + r][g * kQuantBlock].minus_sum)) : S::zero();
                     dot[r][0] = dot[r][1] = start;
@@ -37,7 +37,7 @@ struct Int8Cache {
                 for (int i = 0; i < kGroup / 4; ++i, codes += kBlockPositions * 4) {
                     fetch_lines<128>(ahead + (g * kGroup + 4 * i) * 32);
                     const auto k0 = S::load_bytes(codes), k1 = S::load_bytes(codes + 64);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                     for (int r = 0; r < R; ++r) {
                         const int8_t* q = job.codes[from + r][g * kQuantBlock].codes + 4 * i;
                         dot[r][0] = S::dot_wide(dot[r][0], k0, q);
@@ -45,7 +45,7 @@ struct Int8Cache {
                     }
                 }
                 const typename S::F scale[2] = {S::load_half(scales), S::load_half(scales + 16)};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
                     const auto q_scale = S::splat(job.codes[from + r][g * kQuantBlock].scale);
                     for (int i = 0; i < 2; ++i) acc[r][i] = S::fma(S::to_float(dot[r][i]), S::mul(scale[i], q_scale), acc[r][i]);
@@ -76,14 +76,15 @@ struct Int8Cache {
 
     template <class S, int R, int C>
     static void columns(const AttentionJob& job, int from, const uint8_t* values, const int8_t (*high)[kBlockPositions], const int8_t (*low)[kBlockPositions],
-                        const float* scale, int first, int last, int d) {
+                        const float* scale, const uint8_t* ahead, int first, int last, int d) {
         typename S::I sum[R][C], fine[R][C];
         for (int r = 0; r < R; ++r) for (int c = 0; c < C; ++c) sum[r][c] = fine[r][c] = S::zero();
         for (int p = first / 4 * 4; p < last; p += 4) {
+            fetch_lines<64 * C>(ahead + static_cast<size_t>(p) * static_cast<size_t>(job.head_dim) + d * 4);
             const uint8_t* at = values + static_cast<size_t>(p) * static_cast<size_t>(job.head_dim) + d * 4;
             typename S::U v[C];
             for (int c = 0; c < C; ++c) v[c] = S::load_bytes(at + 64 * c);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
                 for (int c = 0; c < C; ++c) {
@@ -113,9 +114,11 @@ struct Int8Cache {
             const int first = reach.first > start ? reach.first - start : 0;
             const int last = reach.last - start < kBlockPositions ? reach.last - start : kBlockPositions;
             const uint8_t* codes = job.values[block] + int8_value_scales();
+            constexpr int kColumns = R > 4 ? 1 : 2;
+            const uint8_t* ahead = job.next_keys[block];
             int d = 0;
-            for (; d + 32 <= job.head_dim; d += 32) columns<S, R, 2>(job, from, codes, high, low, scale, first, last, d);
-            for (; d < job.head_dim; d += 16) columns<S, R, 1>(job, from, codes, high, low, scale, first, last, d);
+            for (; d + 16 * kColumns <= job.head_dim; d += 16 * kColumns) columns<S, R, kColumns>(job, from, codes, high, low, scale, ahead, first, last, d);
+            for (; d < job.head_dim; d += 16) columns<S, R, 1>(job, from, codes, high, low, scale, ahead, first, last, d);
         }
     }
 };

@@ -51,6 +51,25 @@ def files(cache: Path) -> list[Path]:
     return sorted(path for path in cache.rglob("*") if path.is_file())
 
 
+def anonymous_bytes() -> int:
+    """Memory of this process that no other can share."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what memory is whose")
+@pytest.mark.usefixtures("cache")
+def test_weights_of_a_large_model_are_shared_not_copied(tmp_path: Path) -> None:
+    big = Recipe(types={"": BlockType.F32}, config={"vocab_size": 100_000})  # 51 MB
+    checkpoint = make_checkpoint(tmp_path, big)
+    load_packed(checkpoint, None, "auto", ThreadTeam(1))
+    before = anonymous_bytes()
+    packed = load_packed(checkpoint, None, "auto", ThreadTeam(1))
+    assert int(packed.data[::4096].sum()) > 0  # every page is in memory now
+    assert packed.data.size > 50_000_000
+    assert anonymous_bytes() - before < 5_000_000
+
+
 def test_the_second_start_maps_what_the_first_has_packed(cache: Path, checkpoint: Checkpoint) -> None:
     first, packing = load(checkpoint)
     [made] = files(cache)

@@ -262,6 +262,15 @@ def test_a_cache_that_holds_the_prompts_beginning_is_used(table_model: Factory) 
     assert target.reads[0] == 2
 
 
+def test_a_prompt_is_read_in_parts_for_those_who_watch(table_model: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("draftsmith.speculate.loop.PROMPT_PART", 2)
+    target, told = table_model(V), list[tuple[int, int]]()
+    request = Request(prompt_ids=PROMPT, sampling=GREEDY)
+    watched = list(generate(target, target.new_cache(), request, on_prompt=lambda *counts: told.append(counts)))
+    assert told == [(read, len(PROMPT)) for read in range(2, len(PROMPT), 2)]
+    assert watched == run(target, GREEDY)
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_the_draft_model_reads_the_prompt_in_its_round_if_it_is_going_to_draft(k: int, table_model: Factory) -> None:
     target, draft_model = table_model(V), table_model(V, noise=0.2)

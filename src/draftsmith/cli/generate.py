@@ -12,7 +12,7 @@ import typer
 
 from draftsmith.cli.form import FormOptions
 from draftsmith.cli.options import ModelOptions, OutputOptions, SamplingOptions
-from draftsmith.cli.progress import ProgressBars
+from draftsmith.cli.progress import ProgressBars, PromptBar
 from draftsmith.cli.report import completion_json, status_line
 from draftsmith.cli.terminal import ACCEPTED, DIM, Terminal, tolerate_encodings
 from draftsmith.errors import UsageError
@@ -70,11 +70,12 @@ def generate(
     if llm.drafter_note is not None and not output.quiet:
         Terminal.of(sys.stderr).line(f"Note: {llm.drafter_note}.", DIM)
     recorder = llm.record() if trace is not None else None
-    stream = _begin(llm, text, system, params, raw=raw)
-    if json_output:
-        sys.stdout.write(json.dumps(completion_json(stream.wait()), ensure_ascii=False) + "\n")
-    else:
-        _show(stream, terminal)
+    with PromptBar(quiet=output.quiet) as bar:
+        stream = _begin(llm, text, system, params, bar, raw=raw)
+        if json_output:
+            sys.stdout.write(json.dumps(completion_json(stream.wait()), ensure_ascii=False) + "\n")
+        else:
+            _show(stream, terminal, bar)
     if trace is not None and recorder is not None:
         _write_trace(trace, llm, recorder)
     if not json_output and sys.stderr.isatty() and not output.quiet:
@@ -108,20 +109,21 @@ def _write_trace(path: Path, llm: LLM, recorder: TracedDrafter) -> None:
         file.write(json.dumps(trace_json(recorded, llm.tokenizer.text_of), ensure_ascii=False).encode())
 
 
-def _begin(llm: LLM, text: str, system: str | None, params: SamplingParams, *, raw: bool) -> TextStream:
+def _begin(llm: LLM, text: str, system: str | None, params: SamplingParams, bar: PromptBar, *, raw: bool) -> TextStream:
     if raw:
-        return llm.stream(text, params)
+        return llm.stream(text, params, bar.hear)
     from draftsmith.types import Message
 
     turns = [("system", system)] if system is not None else []
-    return llm.stream_chat([Message(role, content) for role, content in [*turns, ("user", text)]], params)
+    return llm.stream_chat([Message(role, content) for role, content in [*turns, ("user", text)]], params, bar.hear)
 
 
-def _show(stream: TextStream, terminal: Terminal) -> None:
+def _show(stream: TextStream, terminal: Terminal, bar: PromptBar) -> None:
     """Write the reply as it comes; whatever ends it, the terminal is left at the beginning of a line."""
     at_line_start = False
     try:
         for piece in stream:
+            bar.close()
             terminal.write(piece.text, ACCEPTED if piece.from_draft else "")
             at_line_start = piece.text.endswith("\n")
     finally:

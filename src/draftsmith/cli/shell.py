@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from draftsmith.checkpoint.atomic import atomic_file
-from draftsmith.cli.progress import ProgressBars
+from draftsmith.cli.progress import ProgressBars, PromptBar
 from draftsmith.cli.report import status_line
 from draftsmith.cli.terminal import ACCEPTED, BOLD, DIM, Terminal
 from draftsmith.cli.wrap import WordWrapper
@@ -124,9 +124,10 @@ class ChatShell:
     def _reply(self, text: str) -> None:
         self._messages.append(Message("user", text))
         try:
-            stream = self._llm.stream_chat(self._prompt(), self._sampling)
-            with _first_interrupt_stops(stream):
-                completion = self._show(stream)
+            with PromptBar(quiet=self._quiet or not self._interactive) as bar:
+                stream = self._llm.stream_chat(self._prompt(), self._sampling, bar.hear)
+                with _first_interrupt_stops(stream):
+                    completion = self._show(stream, bar)
         except BaseException:
             self._messages.pop()  # a turn without an answer would confuse the next one
             raise
@@ -136,10 +137,11 @@ class ChatShell:
     def _prompt(self) -> list[Message]:
         return ([Message("system", self._system)] if self._system is not None else []) + self._messages
 
-    def _show(self, stream: TextStream) -> Completion:
+    def _show(self, stream: TextStream, bar: PromptBar) -> Completion:
         width = shutil.get_terminal_size().columns if self._interactive else 0
         wrapper = WordWrapper(self._terminal.write, width)
         for piece in stream:
+            bar.close()
             wrapper.push(piece.text, ACCEPTED if piece.from_draft else "")
         wrapper.flush()
         self._terminal.line()

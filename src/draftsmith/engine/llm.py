@@ -38,6 +38,8 @@ MIN_PLAIN_ROUNDS = 5  # fewer say too little of what a plain step takes
 
 Wrapped = TypeVar("Wrapped", bound=Drafter)
 
+PromptProgress = Callable[[int, int], object]
+
 Prompt = str | Sequence[int]
 """Text, or token ids that are used as they are."""
 
@@ -228,16 +230,25 @@ class LLM:
         """
         return self.stream_chat(messages, sampling).wait()
 
-    def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> TextStream:
-        """Like ``generate`` for one prompt, piece by piece."""
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, on_prompt: PromptProgress | None = None
+    ) -> TextStream:
+        """Like ``generate`` for one prompt, piece by piece. ``on_prompt(read, all)`` counts the prompt's tokens while
+        they are read, for a progress bar.
+        """
         params = sampling or SamplingParams()
-        return self._start(self._ids_of(prompt), params, params.stop)
+        return self._start(self._ids_of(prompt), params, params.stop, on_prompt)
 
-    def stream_chat(self, messages: Sequence[Message], sampling: SamplingParams | None = None) -> TextStream:
-        """Like ``chat``, piece by piece."""
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
+        on_prompt: PromptProgress | None = None,
+    ) -> TextStream:
+        """Like ``chat``, piece by piece; ``on_prompt`` as in ``stream``."""
         params = sampling or SamplingParams()
         prompt = self.prompt_format.encode(messages, add_generation_prompt=True)
-        return self._start(prompt.token_ids, params, (*params.stop, *self.prompt_format.stop_strings))
+        return self._start(prompt.token_ids, params, (*params.stop, *self.prompt_format.stop_strings), on_prompt)
 
     def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
@@ -276,7 +287,13 @@ class LLM:
         ]
         return write_together(self._engine, texts, self._load_s)
 
-    def _start(self, prompt_ids: tuple[int, ...], params: SamplingParams, stops: Sequence[str]) -> TextStream:
+    def _start(
+        self,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        stops: Sequence[str],
+        on_prompt: PromptProgress | None,
+    ) -> TextStream:
         request, reply = self._request(prompt_ids, params, stops)
         drafter = self._drafter.drafter if self._drafter is not None else None
         state = self._store.take(request, drafter, self._options.rule)
@@ -296,6 +313,7 @@ class LLM:
             policy=policy,
             rule=self._options.rule,
             on_round=hear,
+            on_prompt=on_prompt,
         )
 
         def end(token_ids: tuple[int, ...] | None) -> None:

@@ -30,7 +30,6 @@ from draftsmith.checkpoint import Checkpoint
 from draftsmith.checkpoint.cache_dir import cache_dir
 from draftsmith.errors import DiskFull, OutOfMemory
 from draftsmith.model._native import ThreadTeam, pack, packed_size
-from draftsmith.model.memory import available_memory
 from draftsmith.model.storage import Dtype, Quantize, storage_type, stored_blocks
 from draftsmith.quant import BlockType
 
@@ -40,8 +39,6 @@ VERSION = 2
 MAGIC = b"DSPACK%02d" % VERSION
 MAX_HEADER = 1 << 26  # bytes; a longer one is damaged
 LINE = 64  # alignment that the kernels want
-WORTH_COPYING = 1 << 24  # bytes; smaller models live in the processor's caches
-SPARE = 0.4  # of the available memory that a copy of the weights may take
 TEMPORARY = ".packing-"
 ABANDONED = 24 * 3600.0  # seconds: no model takes a day to pack
 
@@ -241,15 +238,9 @@ def _open(path: Path, checkpoint: Checkpoint, types: Mapping[str, BlockType]) ->
             return None
         if offset < 0 or offset % LINE or _stored_size(block_type, tensor.shape) > len(mapped) - offset:
             return None
-    return PackedModel(tensors, _in_large_pages(np.frombuffer(mapped, np.uint8)))
-
-
-def _in_large_pages(mapped: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A copy, for which numpy asks the kernel for large pages; or the mapped file if that would take much memory."""
-    available = available_memory()
-    if mapped.size < WORTH_COPYING or available is None or mapped.size > available * SPARE:
-        return mapped
-    return mapped.copy()
+    if hasattr(mmap, "MADV_WILLNEED"):
+        mapped.madvise(mmap.MADV_WILLNEED)  # from a disk the first step would wait for page after page
+    return PackedModel(tensors, np.frombuffer(mapped, np.uint8))
 
 
 def _entry(value: Any) -> Entry:

@@ -32,6 +32,7 @@ from draftsmith.types import (
 
 __all__ = ["Round", "RoundTimes", "as_round", "generate", "record", "target_distributions", "token_limit"]
 
+PROMPT_PART = 512  # tokens read between two reports of progress
 _NO_DRAFT = Draft(())
 
 
@@ -80,13 +81,14 @@ def generate(
     policy: LengthPolicy | None = None,
     rule: VerificationRule = "coupled",
     on_round: Callable[[RoundTimes], object] | None = None,
+    on_prompt: Callable[[int, int], object] | None = None,
 ) -> Iterator[Round]:
     """Write the reply to ``request``, one Round at a time; the last one has a finish_reason.
 
     ``cache`` holds nothing, or the keys and values of a proper prefix of the prompt; it is modified. After every round
     it holds prompt and reply except the last token, also when the caller stops early. ``session`` is that of a drafter,
     started with the same request and rule; without one, decoding is plain. EOS is part of the reply. ``on_round`` is
-    told what each round after the first took.
+    told what each round after the first took. ``on_prompt(read, all)`` counts the prompt's tokens while they are read.
 
     Raises UsageError for an empty prompt, PromptTooLong when the context has no room for a token of reply.
     """
@@ -94,6 +96,8 @@ def generate(
     ids, end = list(request.prompt_ids), len(request.prompt_ids) + token_limit(request, cache.capacity)
     text = TextState(request)
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
+    if on_prompt is not None:
+        _read_in_parts(model, cache, ids, on_prompt)
     draft, draft_s = _NO_DRAFT, 0.0  # the first round reads the prompt and writes one token; it drafts nothing
     while True:
         start, began = len(ids), time.perf_counter()
@@ -121,6 +125,13 @@ def generate(
             draft = forced_draft(text, room) or session.draft(ids, room, policy.wants_more)
             draft = without_forbidden(draft, text)
             draft_s = time.perf_counter() - began
+
+
+def _read_in_parts(model: Model, cache: KVCache, ids: Sequence[int], on_prompt: Callable[[int, int], object]) -> None:
+    """Append all but the last part of the prompt to the cache, and say how far it is."""
+    while len(ids) - cache.length > PROMPT_PART:
+        model.forward([TokenRun(cache, ids[cache.length : cache.length + PROMPT_PART], num_logits=0)])
+        on_prompt(cache.length, len(ids))
 
 
 def token_limit(request: Request, capacity: int) -> int:
