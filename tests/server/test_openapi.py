@@ -95,6 +95,7 @@ def test_every_path_is_there_and_every_field_is_described(server: Running, docum
         described = document["components"]["schemas"][kind.__name__]
         assert described["properties"].keys() == kind.model_fields.keys()
         assert described["additionalProperties"] == {"type": "null"}
+        assert described["properties"]["logit_bias"]["anyOf"][0]["additionalProperties"] is False
         for name, field in described["properties"].items():
             assert name in described["required"] or {"type": "null"} in field["anyOf"]
 

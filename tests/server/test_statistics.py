@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -12,6 +13,12 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine import Handle
+from draftsmith.server.generation import Choice, Generation, ReplyReader
+from draftsmith.server.metrics import Metrics
+from draftsmith.speculate import CostModel, Round
+from draftsmith.types import Request, SamplingParams
+from tests.support.fakes import byte_tokenizer
 from tests.support.serving import Running, running
 from tests.support.shared_fakes import SharedFakeModel
 
@@ -44,7 +51,7 @@ def test_timings_have_the_names_of_llama_cpp_and_tell_what_was_read(server: Runn
     )
     for answer in (first, second):
         timings, usage = answer["timings"], answer["usage"]
-        assert timings.keys() == LLAMA_CPP | {"queued_ms", "plain_per_token_ms"}
+        assert timings.keys() == LLAMA_CPP | {"queued_ms", "expected_speedup"}
         assert timings["prompt_n"] + timings["cache_n"] == usage["prompt_tokens"] == 160
         assert timings["cache_n"] == usage["prompt_tokens_details"]["cached_tokens"]
         assert timings["predicted_n"] == usage["completion_tokens"] == 20
@@ -86,3 +93,25 @@ def test_every_metric_is_described_and_of_one_kind(server: Running) -> None:
         [count] = [float(line.split()[-1]) for line in samples if line.startswith(f"vllm:{name}_count")]
         assert buckets == sorted(buckets)
         assert buckets[-1] == count > 0
+
+
+def test_the_speed_up_to_be_expected_follows_from_rounds_and_costs() -> None:
+    """One plain step and three of a draft token each, which cost 1.5 and wrote two tokens: 7 tokens for 5.5 steps."""
+    generation = asyncio.run(_replayed())
+    assert generation.expected_speedup == pytest.approx(7 / 5.5)
+    assert generation.num_reply_tokens == 8
+
+
+async def _replayed() -> Generation:
+    request = Request(prompt_ids=(97,), sampling=SamplingParams(seed=0))
+    handle = Handle(request, "lookup", None)
+    reader = ReplyReader(byte_tokenizer(), ())
+    generation = Generation(Metrics("tiny"), 1.0, CostModel(0.25, (1.0, 1.25)))
+    generation.choices.append(Choice(handle, reader))
+    rounds = [Round((97,), 0, 0), Round((98,), 0, 0), *[Round((98, 99), 1, 1)] * 2, Round((98, 99), 1, 1, "length")]
+    for written in rounds:
+        handle.put(reader(written))
+    generation.wake()
+    async for _ in generation.events():
+        pass
+    return generation

@@ -72,12 +72,33 @@ class Browser:
             assert time.monotonic() < deadline, script
             time.sleep(0.02)
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, *, shift: bool = False) -> None:
         """One key."""
-        code = {"Enter": 13, "Escape": 27}[key]
-        common = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.do("Input.dispatchKeyEvent", type="keyDown", text="\r" if key == "Enter" else "", **common)
+        code, text = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), " ": (32, " ")}[key]
+        common = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
+        self.do("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.do("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def focused(self) -> str:
+        """The id of what has the focus."""
+        return str(self.run("document.activeElement.id"))
+
+    def named(self) -> list[tuple[str, str]]:
+        """Role and accessible name of everything on the page that assistive technology can act on."""
+        roles = {
+            "button",
+            "textbox",
+            "spinbutton",
+            "checkbox",
+            "combobox",
+            "link",
+            "DisclosureTriangle",
+            "log",
+            "article",
+        }
+        nodes = self.do("Accessibility.getFullAXTree")["nodes"]
+        found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in found]
 
     def type(self, text: str) -> None:
         """Text into what has the focus."""

@@ -12,7 +12,7 @@ from draftsmith.engine import Handle, Piece
 from draftsmith.engine.assemble import TextAssembler
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.problems import ApiError
-from draftsmith.speculate import Round
+from draftsmith.speculate import CostModel, Round
 from draftsmith.text import Tokenizer
 from draftsmith.types import FinishReason, SpeculationStats, TokenLogprobs
 
@@ -66,12 +66,13 @@ class ReplyReader:
 
 @dataclass(slots=True)
 class Choice:
-    """One reply. ``prompt``: the index of its prompt."""
+    """One reply. ``prompt``: the index of its prompt. ``steps``: what its rounds should have cost, in plain steps."""
 
     handle: Handle
     reader: ReplyReader
     prompt: int = 0
     num_tokens: int = 0
+    steps: float = 0.0
     finish_reason: FinishReason | None = None
 
 
@@ -81,9 +82,9 @@ class Generation:
     Whoever makes it must call ``close`` in the end, in whatever way that comes.
     """
 
-    def __init__(self, metrics: Metrics, ping_s: float, plain_s: float | None = None) -> None:
-        """``plain_s``: what a step without a draft takes, where that was measured."""
-        self.plain_s = plain_s
+    def __init__(self, metrics: Metrics, ping_s: float, costs: CostModel | None = None) -> None:
+        """``costs``: what drafts and checks cost, where that was measured."""
+        self._costs = costs
         self.choices: list[Choice] = []
         self._metrics = metrics
         self._ping_s = ping_s
@@ -112,6 +113,7 @@ class Generation:
             for index, choice in list(open_choices):
                 finished = choice.handle.finished  # asked before the rounds are taken, so that none is missed
                 for written in choice.handle.take():
+                    choice.steps += self._cost(choice, written)
                     choice.num_tokens += len(written.token_ids)
                     choice.finish_reason = written.finish_reason
                     pieces = choice.reader.take()
@@ -149,6 +151,23 @@ class Generation:
     def num_reply_tokens(self) -> int:
         """Tokens of all replies so far."""
         return sum(choice.num_tokens for choice in self.choices)
+
+    def _cost(self, choice: Choice, written: Round) -> float:
+        """What a round should have cost; the first one reads the prompt, with a draft or without."""
+        if self._costs is None or not choice.num_tokens:
+            return 0.0
+        k = written.num_draft_tokens
+        return k * self._costs.draft_step + self._costs.verify_cost(k + 1)
+
+    @property
+    def expected_speedup(self) -> float | None:
+        """Tokens written after the first over what they should have cost in plain steps, by the costs as measured; None
+        where nothing was measured or drafted. Unlike the clock, it does not count what others do on the machine.
+        """
+        [choice] = self.choices if len(self.choices) == 1 else [None]
+        if choice is None or not choice.steps or choice.handle.speculation is None:
+            return None
+        return (choice.num_tokens - 1) / choice.steps
 
     @property
     def speculation(self) -> SpeculationStats | None:

@@ -205,10 +205,10 @@ def _metrics() -> Json:
 
 
 def _timings() -> Json:
-    """llama.cpp's, the time in the queue, and what a step without a draft takes."""
+    """llama.cpp's, the time in the queue, and what drafting should have gained."""
     paces = {f"{what}_{part}": _NUMBER for what in ("prompt", "predicted") for part in _PACE}
     counts = dict.fromkeys(("cache_n", "prompt_n", "predicted_n"), _COUNT)
-    required = {**counts, **paces, "queued_ms": _NUMBER, "plain_per_token_ms": _maybe(_NUMBER)}
+    required = {**counts, **paces, "queued_ms": _NUMBER, "expected_speedup": _maybe(_NUMBER)}
     return _object(required, {"draft_n": _COUNT, "draft_n_accepted": _COUNT})
 
 

@@ -64,13 +64,12 @@ def load(
     shown = choose_format(loaded.tokenizer, prompt_format)
     length = None if options.num_draft_tokens == "auto" else options.num_draft_tokens
     costs: Callable[[], CostModel] | None = None
-    plain_s: float | None = None
+    measured: CostModel | None = None
     if drafter is not None and length is None:
-        measured = Calibration(loaded, drafter, options.threads).steps  # now, so that no request waits for it
-        plain_s = measured.plain_s
+        measured = Calibration(loaded, drafter, options.threads).steps.costs  # now, so that no request waits for it
 
-        def costs() -> CostModel:
-            return measured.costs
+        def costs(measured: CostModel = measured) -> CostModel:
+            return measured
 
     engine = Engine(
         loaded.model,
@@ -88,7 +87,7 @@ def load(
         shown,
         engine.capacity,
         drafter.drafter.name if drafter is not None else None,
-        plain_s,
+        measured,
     )
     return Loaded(engine, model, drafter.note if drafter is not None else None)
 

@@ -78,7 +78,7 @@ class Generate(Strict):
     frequency_penalty: _Penalty = 0.0
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-        Field(max_length=MAX_BIASES),
+        Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
         shorter_than(MAX_BIASES),
     ] = {}  # noqa: RUF012  # pydantic copies it
     seed: Annotated[int, Field(ge=0, le=MAX_SEED), WHOLE] | None = None

@@ -20,6 +20,7 @@ from draftsmith.server.generation import Choice, Generation, ReplyReader
 from draftsmith.server.metrics import Metrics
 from draftsmith.server.problems import ApiError, as_api_error
 from draftsmith.server.schema import Generate
+from draftsmith.speculate import CostModel
 from draftsmith.text import PromptFormat, Tokenizer
 from draftsmith.types import MAX_SEED, Constraint, Request
 
@@ -31,8 +32,8 @@ _ENCODERS = 2  # more would take the processors from the model
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What is served. ``context``: tokens that prompt and reply may have together. ``plain_s``: what a step without a
-    draft takes, in seconds, if measured.
+    """What is served. ``context``: tokens that prompt and reply may have together. ``costs``: what
+    drafts and checks cost, if measured.
     """
 
     name: str
@@ -40,7 +41,7 @@ class ServedModel:
     prompt_format: PromptFormat
     context: int
     drafter: str | None = None
-    plain_s: float | None = None
+    costs: CostModel | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -120,7 +121,7 @@ class Service:
         Raises ApiError.
         """
         self._check_ids(map(int, body.logit_bias), "logit_bias")
-        generation = Generation(self.metrics, self._ping_s, self.model.plain_s)
+        generation = Generation(self.metrics, self._ping_s, self.model.costs)
         base = secrets.randbits(63) if body.seed is None else body.seed
         try:
             for index, prompt in enumerate(prompts):

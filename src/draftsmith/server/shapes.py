@@ -278,7 +278,7 @@ def tail(generation: Generation) -> Json:
         **_pace("prompt", read, read, timing.prefill_s),
         **_pace("predicted", generation.num_reply_tokens, timing.num_decoded, timing.decode_s),
         "queued_ms": handle.queued_s * 1e3,
-        "plain_per_token_ms": None if generation.plain_s is None else generation.plain_s * 1e3,
+        "expected_speedup": generation.expected_speedup,
     }
     if stats is not None:
         timings |= {"draft_n": stats.num_draft_tokens, "draft_n_accepted": stats.num_accepted_tokens}

@@ -1,10 +1,11 @@
 "use strict";
-// The chat page. What a model writes reaches the page through textContent alone; history lives in this page only.
+// The chat page. What a model writes reaches the page through textContent alone; history lives in this browser only.
 const $ = (id) => document.getElementById(id);
 const SAVED = ["system", "temperature", "top_p", "max_tokens", "seed", "length", "draft", "tint", "language", "theme"];
 let messages = [];
 let branches = [messages]; // every edit and every new reply begins one; what was there before stays
 let running = null; // the AbortController of the reply under way
+const KEPT = 30; // versions of the conversation that are remembered
 const TAGS = new Set(("p em strong s code pre ul ol li blockquote table thead tbody tr th td hr br " +
   "h1 h2 h3 h4 h5 h6 a span").split(" "));
 
@@ -14,7 +15,14 @@ function show() {
   const language = words();
   document.documentElement.lang = $("language").value;
   for (const node of document.querySelectorAll("[data-word]")) node.textContent = language[node.dataset.word];
+  for (const node of document.querySelectorAll("[data-label]")) {
+    node.title = language[node.dataset.label];
+    node.setAttribute("aria-label", node.title);
+  }
   $("input").placeholder = language.placeholder;
+  $("log").setAttribute("aria-label", language.conversation);
+  for (const turn of document.querySelectorAll(".turn")) nameTurn(turn);
+  for (const edit of document.querySelectorAll(".edit")) edit.textContent = language.edit;
   document.documentElement.dataset.theme = $("theme").value;
   document.body.classList.toggle("tinted", $("tint").checked);
 }
@@ -24,6 +32,26 @@ function save() {
   for (const id of SAVED) values[id] = $(id).type === "checkbox" ? $(id).checked : $(id).value;
   try { localStorage.setItem("draftsmith", JSON.stringify(values)); } catch { /* storage is off: nothing is kept */ }
   show();
+}
+
+// The conversation, in all its versions, so that it is there again after a reload. "New chat" forgets it.
+function remember() {
+  const kept = branches.filter((one) => one.length > 0 && one !== messages).slice(1 - KEPT);
+  const value = { messages, others: kept };
+  try { localStorage.setItem("draftsmith-chat", JSON.stringify(value)); } catch {
+    try { localStorage.setItem("draftsmith-chat", JSON.stringify({ messages, others: [] })); } catch { /* too long, or off */ }
+  }
+}
+
+function recall() {
+  try {
+    const value = JSON.parse(localStorage.getItem("draftsmith-chat") || "{}");
+    const good = (one) => Array.isArray(one) && one.every((message) => ["user", "assistant"].includes(message.role) &&
+      typeof message.content === "string" && (message.role === "user" || Array.isArray(message.pieces)));
+    if (!good(value.messages) || !value.others.every(good)) return;
+    messages = value.messages;
+    branches = [...value.others, messages];
+  } catch { /* nothing that can be read */ }
 }
 
 function restore() {
@@ -73,9 +101,16 @@ function addPieces(turn, pieces) {
   }
 }
 
+function nameTurn(turn) {
+  const kind = ["user", "assistant", "problem"].find((one) => turn.classList.contains(one));
+  turn.setAttribute("aria-label", words()[kind]);
+}
+
 function addTurn(kind, text, message) {
   const turn = document.createElement("div");
   turn.className = `turn ${kind}`;
+  turn.setAttribute("role", kind === "problem" ? "alert" : "article");
+  nameTurn(turn);
   if (kind === "assistant") {
     for (const name of ["plain", "marked"]) {
       const box = document.createElement("div");
@@ -103,6 +138,7 @@ function editTurn(message) {
   $("input").value = message.content;
   branch(messages.slice(0, place));
   showMessages();
+  remember();
   $("input").focus();
 }
 
@@ -117,7 +153,7 @@ function showMessages() {
     const turn = addTurn(message.role, message.content, message);
     if (message.role !== "assistant") continue;
     addPieces(turn, message.pieces);
-    render(turn, message.content);
+    render(turn, message.content).then(() => { $("log").scrollTop = $("log").scrollHeight; });
   }
   buttons();
 }
@@ -128,16 +164,18 @@ function turnTo(step) {
   messages = kept[(kept.indexOf(messages) + step + kept.length) % kept.length];
   branches = kept.filter((one) => one.length > 0 || one === messages);
   showMessages();
+  remember();
 }
 
 // How many draft tokens each of the last rounds accepted, as bars; the numbers are in the status line.
 function draw(rounds) {
   const bars = rounds.slice(-40).map((accepted) => {
     const bar = document.createElement("span");
-    bar.style.height = `${Math.min(100, 8 + accepted * 11)}%`;
+    bar.style.height = `${Math.min(100, 10 + accepted * 22)}%`;
     return bar;
   });
   $("rounds").replaceChildren(...bars);
+  $("rounds").hidden = rounds.length === 0;
   $("rounds").setAttribute("aria-label", `${words().rounds}: ${rounds.slice(-40).join(", ")}`);
 }
 
@@ -171,6 +209,8 @@ function tell(chunk) {
   const language = words(), speculation = chunk.metrics.speculative_decoding;
   const parts = [`${chunk.timings.predicted_n} ${language.tokens}`,
     `${chunk.timings.predicted_per_second.toFixed(1)} ${language.speed}`];
+  const speedup = chunk.timings.expected_speedup;
+  if (speedup) parts.push(`${speedup.toFixed(2)}× ${language.speedup}`);
   if (speculation) parts.push(`${speculation.drafter}: ${speculation.num_accepted_draft_tokens}/${speculation.num_draft_tokens} ` +
     `${language.accepted} (${Math.round(100 * speculation.draft_acceptance_rate)} %)`);
   else parts.push(language.nodraft);
@@ -226,9 +266,13 @@ async function reply() {
   }
   if (text) {
     messages.push({ role: "assistant", content: text, pieces });
+    const atEnd = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
     await render(turn, text);
+    if (atEnd) $("log").scrollTop = $("log").scrollHeight;
   } else turn.remove();
   running = null;
+  remember();
+  $("said").textContent = text ? `${words().done}: ${text}` : "";
   buttons();
   $("input").focus();
 }
@@ -239,6 +283,8 @@ function send() {
   const message = { role: "user", content: text };
   messages.push(message);
   addTurn("user", text, message);
+  remember();
+  $("said").textContent = "";
   $("input").value = "";
   reply();
 }
@@ -252,8 +298,10 @@ function again() {
 }
 
 restore();
+recall();
 show();
-buttons();
+showMessages();
+draw([]);
 for (const id of SAVED) $(id).addEventListener("change", save);
 $("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 $("stop").addEventListener("click", () => running && running.abort());
@@ -264,8 +312,10 @@ $("new").addEventListener("click", () => {
   branches = [messages];
   $("log").replaceChildren();
   draw([]);
-  $("status").textContent = "";
+  $("status").textContent = $("said").textContent = "";
+  remember();
   buttons();
+  $("input").focus();
 });
 $("earlier").addEventListener("click", () => turnTo(-1));
 $("later").addEventListener("click", () => turnTo(1));

@@ -2,7 +2,8 @@
 // Every word of the page, in both languages.
 const WORDS = {
   en: {
-    edit: "Edit", earlier: "Earlier version", later: "Later version", rounds: "Draft tokens accepted in the last rounds",
+    conversation: "Conversation", user: "You", assistant: "Model", problem: "Problem", done: "Reply",
+    speedup: "plain speed expected", edit: "Edit", earlier: "Earlier version", later: "Later version", rounds: "Draft tokens accepted in the last rounds",
     new: "New chat", dismiss: "Dismiss", settings: "Settings", system: "System prompt", temperature: "Temperature (0: greedy)",
     top_p: "Top p", max_tokens: "Longest reply, tokens", seed: "Seed (empty: drawn)", length: "Draft tokens a round (empty: auto)",
     key: "API key", draft: "Use the drafter", tint: "Tint accepted draft tokens", language: "Language", theme: "Colours",
@@ -12,7 +13,8 @@ const WORDS = {
     notice: "This model may have no safety alignment: it can write things that are wrong or harmful. Use it in controlled settings only.",
   },
   es: {
-    edit: "Editar", earlier: "Versión anterior", later: "Versión siguiente",
+    conversation: "Conversación", user: "Tú", assistant: "Modelo", problem: "Problema", done: "Respuesta",
+    speedup: "la velocidad sin borrador, según lo previsto", edit: "Editar", earlier: "Versión anterior", later: "Versión siguiente",
     rounds: "Tokens de borrador aceptados en las últimas rondas",
     new: "Nuevo chat", dismiss: "Cerrar", settings: "Ajustes", system: "Instrucción de sistema",
     temperature: "Temperatura (0: voraz)", top_p: "Top p", max_tokens: "Respuesta máxima, tokens",
