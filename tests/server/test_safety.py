@@ -197,3 +197,23 @@ def test_options_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     file.write_text("port = 'x'", encoding="utf-8")
     assert run(["serve", "--config", str(file)]) == 2
     assert run(["serve", "--config", str(tmp_path / "missing")]) == 2
+
+
+def test_options_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Above the file, below the command line; seen by what is refused, since nothing is loaded before that."""
+    file = tmp_path / "serve.toml"
+    file.write_text("port = 70001", encoding="utf-8")
+    monkeypatch.setenv("DRAFTSMITH_SERVE_CONFIG", str(file))
+    for told, arguments in (("70001", []), ("70002", []), ("70003", ["--port", "70003"])):
+        if told != "70001":
+            monkeypatch.setenv("DRAFTSMITH_SERVE_PORT", "70002")
+        assert run(["serve", *arguments]) == 2
+        assert f"port is {told}" in capsys.readouterr().err
+    monkeypatch.setenv("DRAFTSMITH_SERVE_PORT", "many")
+    assert run(["serve"]) == 2
+    monkeypatch.setenv("DRAFTSMITH_SERVE_PORT", "0")
+    monkeypatch.setenv("DRAFTSMITH_SERVE_ALLOW_ORIGIN", "*")
+    assert run(["serve"]) == 2
+    assert "* would let every web page in" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def build() -> typer.Typer:
     add_command(app, replay.replay)
     add_command(app, report_page.report)
     add_command(app, card.card)
-    add_command(app, serve.serve)
+    add_command(app, serve.serve, environment="DRAFTSMITH_SERVE")
     add_command(app, train.train)
     add_command(app, quantize.quantize)
     app.add_typer(export.build(), name="export")

@@ -6,6 +6,7 @@ dataclasses below; ``add_command`` spreads the fields of such a dataclass into o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -164,8 +165,13 @@ class OutputOptions:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no status line.")] = False
 
 
-def add_command(app: typer.Typer, function: Callable[..., object], called: str | None = None) -> None:
-    """Register ``function`` (as ``called``, else under its own name), its option dataclasses spread into options."""
+def add_command(
+    app: typer.Typer, function: Callable[..., object], called: str | None = None, *, environment: str | None = None
+) -> None:
+    """Register ``function`` (as ``called``, else under its own name), its option dataclasses spread into options.
+
+    ``environment``: every option can also be a variable with this prefix, ``--max-running`` as PREFIX_MAX_RUNNING.
+    """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters = []
@@ -174,6 +180,9 @@ def add_command(app: typer.Typer, function: Callable[..., object], called: str |
             parameters += _spread(groups[name])
         else:
             parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    if environment is not None:
+        parameters = [_without_variable(one) for one in parameters]
 
     def command(**values: Any) -> None:
         for name, group in groups.items():
@@ -184,7 +193,15 @@ def add_command(app: typer.Typer, function: Callable[..., object], called: str |
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     command.__annotations__ = {}
-    app.command(called or function.__name__.strip("_"))(command)
+    settings = {"auto_envvar_prefix": environment} if environment is not None else None
+    app.command(called or function.__name__.strip("_"), context_settings=settings)(command)
+
+
+def _without_variable(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The same option, whose help does not name its environment variable: one sentence says it of all."""
+    kind, info = parameter.annotation.__origin__, copy.copy(parameter.annotation.__metadata__[0])
+    info.show_envvar = False  # typer's own words for each would double the length of the help
+    return parameter.replace(annotation=Annotated[kind, info])
 
 
 def _spread(group: Any) -> list[inspect.Parameter]:

@@ -83,6 +83,9 @@ def serve(
     """Serve OpenAI's API and a chat page on this machine.
 
     The first line of the output says where. SIGTERM and Ctrl-C let open requests finish; a second one does not wait.
+
+    Options can also be set in the environment, --max-running as DRAFTSMITH_SERVE_MAX_RUNNING. The command line wins,
+    then the environment, then --config.
     """
     del config  # what it says is in the other options
     options = _server_options(network, drain_s)
