@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from draftsmith.engine import LLM, LoadedModel
 from draftsmith.errors import UsageError
 from draftsmith.measure.bench import run_bench
 from draftsmith.measure.conversation import Report, tell_nobody
-from draftsmith.measure.costs import CostCurves, measure_costs
-from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
+from draftsmith.measure.costs import CostCurves
+from draftsmith.measure.drafter_parts import drafter_parts
 from draftsmith.measure.engine_costs import EngineCosts
 from draftsmith.measure.pair import load_pair
 from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
 from draftsmith.measure.prompts import PromptItem
-from draftsmith.measure.rounds import with_round_factor
+from draftsmith.measure.rounds import measure_round_costs
 from draftsmith.types import SamplingParams
 
 __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
-
-COST_REPEATS = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +102,12 @@ def _candidate(
     report(f"reading with {name if isinstance(name, str) else name.name}")
     parts = drafter_parts(name, target.target, options)
     if elsewhere is None:
-        costs = _costs_here(parts, target, replies)
+        costs = measure_round_costs(target, parts.drafter, parts.model.model if parts.model else None, replies)
     else:
         costs = elsewhere.curves(parts.name, drafts=parts.model is not None)
     hits = [parts.hits(target.target, reply) for reply in replies]
     cheaper = forecast(replies, hits, at_half_cost(costs))
     return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
-
-
-def _costs_here(parts: DrafterParts, target: LLM, replies: Sequence[PlainReply]) -> CostCurves:
-    """c and v(m) on this machine after as much text as the replies had, and what rounds take besides."""
-    context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
-    text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
-    costs = measure_costs(
-        target.target.model,
-        parts.model.model if parts.model else None,
-        text[:context],
-        repeats=COST_REPEATS,
-        sampling=replies[0].sampling,
-    )
-    return with_round_factor(target, parts.drafter, replies, costs)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
