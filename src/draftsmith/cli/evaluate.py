@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from draftsmith.cli.eval_harness import HarnessOptions
 from draftsmith.cli.measuring import MeasureOptions, ResultOptions, Ticker, origin_of
 from draftsmith.cli.options import ModelOptions
 from draftsmith.cli.progress import ProgressBars
@@ -52,6 +53,7 @@ def eval_(
         int | None,
         typer.Option(metavar="N", help="perplexity, acceptance: share the work among N workers of Ray."),
     ] = None,
+    harness: HarnessOptions,
     measure: MeasureOptions,
     result: ResultOptions,
     model: ModelOptions,
@@ -61,10 +63,11 @@ def eval_(
     perplexity: by position, over the windows of a text. passkey and needle: grids of length and depth, a fact in a
     text of ours. variables and words: several facts of one text (after RULER). format: whether replies keep to the
     Alpaca format, turn by turn. acceptance: of the drafter, by temperature and by length of the prompt. Without a task:
-    passkey and needle, perplexity too if there is a text.
+    passkey and needle, perplexity too if there is a text. --task NAME: any task of lm-eval, where that is installed.
     """
     result.check()
-    chosen = _chosen(tasks, text)
+    harness.check()
+    chosen = _chosen(tasks, text) if tasks or not harness.task else []
     if ray_workers is not None:
         _check_ray(ray_workers, chosen)
     asked = _Asked(
@@ -81,12 +84,14 @@ def eval_(
         max_new_tokens=measure.max_new_tokens,
     )
     spread = None if ray_workers is None else _Spread(model.for_llm(), ray_workers)
-    llm = None if spread is not None and chosen == ["acceptance"] else _load(model, result)
+    llm = None if spread is not None and chosen == ["acceptance"] and not harness.task else _load(model, result)
     from draftsmith.measure.eval_output import eval_text
 
     ticker = Ticker(result.quiet)
     try:
         found = {task: _measured(task, llm, asked, ticker, spread) for task in chosen}
+        if harness.task and llm is not None:
+            found["lm_eval"] = _by_harness(llm, harness, measure.limit, ticker)
     finally:
         ticker.close()
     options = {"seed": seed, "text": text, "max_new_tokens": measure.max_new_tokens}
@@ -124,6 +129,20 @@ def _load(model: ModelOptions, result: ResultOptions) -> LLM:
         from draftsmith.engine import LLM
 
         return LLM(progress=progress, **model.for_llm())
+
+
+def _by_harness(llm: LLM, harness: HarnessOptions, limit: int | None, ticker: Ticker) -> dict[str, Any]:
+    from draftsmith.measure.lm_eval_model import run_tasks
+
+    return run_tasks(
+        llm,
+        harness.task,
+        folder=harness.folder,
+        limit=limit,
+        num_fewshot=harness.fewshot,
+        chat=harness.task_chat,
+        report=ticker,
+    )
 
 
 def _check_ray(workers: int, chosen: list[str]) -> None:

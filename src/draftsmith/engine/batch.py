@@ -185,7 +185,7 @@ class Engine:
         tokens = self.limits.prefill_tokens_beside if others_wait else self.limits.prefill_tokens
         shares = dict(zip(reading, share_reading([task.unread for task in reading], tokens), strict=True))
         counts = {task: shares.get(task, 1) for task in self._roster.running}
-        counts |= {task: min(count, _MOST_ROWS) for task, count in counts.items() if task.scores_prompt}
+        counts |= {task: min(count, task.unscored + _MOST_ROWS) for task, count in counts.items() if task.scores_prompt}
         return {task: count for task, count in counts.items() if count}
 
     def _forward(self, counts: Mapping[Task, int]) -> dict[Task, Logits]:

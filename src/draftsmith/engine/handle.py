@@ -24,14 +24,16 @@ class RequestOptions:
 
     ``draft``: whether to draft at all. ``num_draft_tokens``: how many a round, 0 for none; None leaves the choice to
     the engine. ``prompt_logprobs``: report the log-probabilities of the prompt's own tokens, with so many of the
-    likeliest for each; the prompt is then read as a whole, whatever caches there are. None: no report. Raises
-    UsageError for what is out of range.
+    likeliest for each, from token ``prompt_logprobs_from`` on (the first has none); what is before the last token that
+    is not told may come from a cache, all else is read, whatever caches there are. None: no report. Raises UsageError
+    for what is out of range.
     """
 
     draft: bool = True
     num_draft_tokens: int | None = None
     round_filter: RoundFilter | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 1
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
@@ -39,6 +41,8 @@ class RequestOptions:
             raise UsageError(f"num_draft_tokens is {k}; it must be from 0 (no draft) to {MAX_DRAFT_TOKENS}")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= 100:
             raise UsageError(f"prompt_logprobs is {self.prompt_logprobs}; it must be from 0 to 100")
+        if self.prompt_logprobs_from < 1:
+            raise UsageError(f"prompt_logprobs_from is {self.prompt_logprobs_from}; it must be at least 1")
 
 
 class Handle:

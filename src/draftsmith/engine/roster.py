@@ -109,9 +109,7 @@ class Roster:
         """A cache that holds as much as possible of the task's text, how to get a draft session that goes with it, and
         how many tokens the two texts share.
         """
-        if task.scores_prompt:
-            return self._model.new_cache(), None, 0
-        entry, shared = self.kept.best(task.ids)
+        entry, shared = self.kept.best(task.ids[: task.sharable + 1])
         session = entry.give_session if entry is not None and task.drafts else None
         held, lender = max(self._lenders(task), key=lambda lender: lender[0], default=(0, None))
         if lender is not None and held > shared:
@@ -124,16 +122,16 @@ class Roster:
         """Caches of the batch that can be shared, with the number of tokens of the task's text that each holds."""
         for other in self.running:
             if isinstance(other.cache, SharedCache):
-                yield min(shared_prefix(other.ids, task.ids), other.cache.length, len(task.ids) - 1), other.cache
+                yield min(shared_prefix(other.ids, task.ids), other.cache.length, task.sharable), other.cache
 
     def _is_being_read(self, task: Task) -> bool:
         """Whether another text will soon hold much more of this one's beginning than any cache does now."""
         coming = [shared_prefix(other.ids, task.ids) for other in self.running if not other.writing]
-        best = min(max(coming, default=0), len(task.ids) - 1)
-        if task.scores_prompt or best < _WORTH_WAITING_FOR:
+        best = min(max(coming, default=0), task.sharable)
+        if best < _WORTH_WAITING_FOR:
             return False
         held = max((held for held, _ in self._lenders(task)), default=best)
-        return best - max(held, self.kept.best(task.ids)[1]) >= _WORTH_WAITING_FOR
+        return best - max(held, self.kept.best(task.ids[: task.sharable + 1])[1]) >= _WORTH_WAITING_FOR
 
     def _unclaimed(self) -> float:
         """Free bytes without those that the batch will need before long, to read its prompts and write a little."""

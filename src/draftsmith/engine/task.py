@@ -85,8 +85,19 @@ class Task:
     @property
     def scores_prompt(self) -> bool:
         """Whether the next tokens are read for the log-probabilities of the prompt, too."""
-        wanted = len(self.request.prompt_ids) - 1 if self.options.prompt_logprobs is not None else 0
-        return len(self._prompt_logprobs) < wanted
+        if self.options.prompt_logprobs is None:
+            return False
+        return len(self._prompt_logprobs) < len(self.request.prompt_ids) - self.options.prompt_logprobs_from
+
+    @property
+    def sharable(self) -> int:
+        """How many tokens of the text may come from a cache: logits are needed of those after them."""
+        return self.options.prompt_logprobs_from - 1 if self.scores_prompt else len(self.ids) - 1
+
+    @property
+    def unscored(self) -> int:
+        """Tokens to read before the first whose logits tell of the prompt."""
+        return max(0, self.sharable - self.cache.length)
 
     @property
     def max_draft(self) -> int:
@@ -114,9 +125,10 @@ class Task:
     def run(self, count: int) -> TokenRun:
         """Read the next ``count`` tokens of the text; with the last of them, the draft, and logits for all that."""
         begin, draft = self.cache.length, self._draft.token_ids
+        scored = max(0, count - self.unscored) if self.scores_prompt else 0
         if begin + count < len(self.ids):
-            return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=count if self.scores_prompt else 0)
-        rows = count if self.scores_prompt else 1
+            return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=scored)
+        rows = max(scored, 1)
         return TokenRun(self.cache, [*self.ids[begin:], *draft], num_logits=len(draft) + rows)
 
     def advance(self, logits: Logits, rule: VerificationRule) -> Round | None:
@@ -146,7 +158,8 @@ class Task:
 
     def _score_prompt(self, logits: Logits) -> Logits:
         """Take the rows that tell of the prompt's own tokens, in order; what is left tells of the reply."""
-        told = self.request.prompt_ids[len(self._prompt_logprobs) + 1 :][: len(logits)]
+        begin = self.options.prompt_logprobs_from + len(self._prompt_logprobs)
+        told = self.request.prompt_ids[begin:][: len(logits)]
         top = self.options.prompt_logprobs or 0
         self._prompt_logprobs += [logprobs_of(row, i, top) for row, i in zip(logits, told, strict=False)]
         if not self.scores_prompt:

@@ -151,6 +151,17 @@ def _adherence_lines(found: dict[str, Any]) -> list[str]:
     return ["| turn | replies | kept | began another | ran on | empty |", "|--:|--:|--:|--:|--:|--:|", *rows, "", note]
 
 
+def _harness_lines(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, task in found.items():
+        for metric, value in task["metrics"].items():
+            error = task["standard_errors"].get(metric)
+            spread = "" if error is None else f" ± {error:.4f}"
+            rows.append(f"| {name} | {metric} | {value:.4f}{spread} | {task['questions'] or ''} |")
+    note = "Metrics are those of lm-eval's tasks, by their names there; ±: the standard error that it gives."
+    return ["| task | metric | value | questions |", "|---|---|--:|--:|", *rows, "", note]
+
+
 _TABLES: dict[str, Callable[[Any], list[str]]] = {
     "perplexity": _perplexity_lines,
     "passkey": _grid_lines,
@@ -159,4 +170,5 @@ _TABLES: dict[str, Callable[[Any], list[str]]] = {
     "words": _ruler_lines,
     "format": _adherence_lines,
     "acceptance": _acceptance_lines,
+    "lm_eval": _harness_lines,
 }

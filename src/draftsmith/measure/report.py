@@ -140,9 +140,22 @@ def _eval(value: dict[str, Any]) -> list[Section]:
             sections.append(_names(task, found))
         elif task == "format":
             sections.append(_adherence(found))
+        elif task == "lm_eval":
+            sections.append(_harness(found))
         else:
             sections.append(_grid(task, found))
     return sections
+
+
+def _harness(found: dict[str, Any]) -> Section:
+    rows = [
+        (name, metric, f"{value:.4f}", f"{one['standard_errors'].get(metric, float('nan')):.4f}", str(one["questions"]))
+        for name, one in found.items()
+        for metric, value in one["metrics"].items()
+    ]
+    head = ("task", "metric", "value", "standard error", "questions")
+    note = "Metrics and standard errors are those of the tasks of lm-eval."
+    return Section("Tasks of lm-eval", (note,), (head, *rows))
 
 
 def _names(task: str, found: dict[str, Any]) -> Section:
