@@ -29,6 +29,7 @@ from draftsmith.measure.plan import (
 )
 from draftsmith.measure.planning import make_plan, plan_json, plan_text
 from draftsmith.measure.prompts import PromptItem
+from draftsmith.measure.rounds import never_falling
 from draftsmith.speculate import MixedDrafter, ModelDrafter, PromptLookupDrafter
 from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
@@ -105,6 +106,11 @@ def test_what_a_draft_may_cost_is_the_cost_at_which_it_just_pays() -> None:
     assert forecast(replies, hits, dear).break_even_cost == 0
     free = [drafter_parts("lookup", target, {}).hits(target, reply) for reply in replies]
     assert forecast(replies, free, FREE).break_even_cost == math.inf
+
+
+def test_a_curve_that_falls_is_levelled() -> None:
+    assert never_falling({1: 1.0, 2: 1.2, 4: 1.1, 8: 1.5}) == pytest.approx({1: 1.0, 2: 1.15, 4: 1.15, 8: 1.5})
+    assert never_falling({1: 1.0, 2: 0.9}) == pytest.approx({1: 1.0, 2: 1.0})
 
 
 def test_copies_of_a_mix_cost_no_step_of_its_model() -> None:

@@ -2,24 +2,24 @@
 
 Between the steps of two models lie sampling, verification, the length policy, text, and Python; and a model finds other
 things in the processor's caches than when it is timed by itself. So short replies are written beside the timing of
-steps. A machine that others use too has phases, in which memory is slow or arithmetic is: each short reply is compared
-with the curves of its own moment, and the curves are medians over all moments.
+steps. A machine that others use too is disturbed now and then: of each step the moments in which it was fast count, and
+of the replies, each of which is compared with a plain one of its moment, the median.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 
 from draftsmith.engine import LLM
 from draftsmith.measure.conversation import forget_caches
 from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.plan import PlainReply
 from draftsmith.model.protocol import Model
-from draftsmith.speculate import Drafter, TracedDrafter
+from draftsmith.speculate import Drafter, RoundRecord
 
-__all__ = ["measure_round_costs"]
+__all__ = ["measure_round_costs", "never_falling"]
 
 MOMENTS, TOKENS = 5, 32
 REPEATS = 3  # of the timing of steps, at each moment
@@ -37,7 +37,7 @@ def measure_round_costs(plain: LLM, drafter: Drafter, draft: Model | None, repli
     fast = {k: LLM(plain.target, drafter, num_draft_tokens=k) for k in LENGTHS}
     traces = {k: llm.record() for k, llm in fast.items()}
     curves: list[CostCurves] = []
-    factors: list[float] = []
+    written: list[tuple[float, tuple[RoundRecord, ...]]] = []
     for moment in range(MOMENTS):
         reply = replies[moment * len(replies) // MOMENTS]
         costs = measure_costs(plain.target.model, draft, text[:context], repeats=REPEATS, sampling=replies[0].sampling)
@@ -51,24 +51,43 @@ def measure_round_costs(plain: LLM, drafter: Drafter, draft: Model | None, repli
             [drafted] = llm.generate([reply.prompt_ids], sampling)
             if alone.timing.decode_s > 0:
                 step_s = alone.timing.decode_s / alone.timing.num_decoded
-                factors += _factor(drafted.timing.decode_s / step_s, traces[k], costs)
-    return replace(_medians(curves), round_factor=median(factors) if factors else 1.0)
+                written.append((drafted.timing.decode_s / step_s, tuple(traces[k].rounds)))
+    together = _merged(curves)
+    factors = [factor for spent, rounds in written for factor in _factor(spent, rounds, together)]
+    return replace(together, round_factor=median(factors) if factors else 1.0)
 
 
-def _medians(curves: Sequence[CostCurves]) -> CostCurves:
-    sizes = curves[0].verify
+def _merged(curves: Sequence[CostCurves]) -> CostCurves:
+    """Of every step the lower quartile of the moments' seconds; others can only make it slower. v never falls."""
+
+    def fast(values: Sequence[float]) -> float:
+        return sorted(values)[(len(values) - 1) // 4]
+
+    plain = fast([one.plain_s for one in curves])
+    verify = {size: fast([one.verify[size] * one.plain_s for one in curves]) / plain for size in curves[0].verify}
     return CostCurves(
         curves[0].context,
-        median(one.plain_s for one in curves),
-        median(one.draft_cost for one in curves),
-        {size: median(one.verify[size] for one in curves) for size in sizes},
-        median(one.draft_call for one in curves),
+        plain,
+        fast([one.draft_cost * one.plain_s for one in curves]) / plain,
+        never_falling(verify),
+        fast([one.draft_call * one.plain_s for one in curves]) / plain,
     )
 
 
-def _factor(spent: float, trace: TracedDrafter, costs: CostCurves) -> list[float]:
+def never_falling(verify: Mapping[int, float]) -> dict[int, float]:
+    """The nearest curve (least squares) that never falls: neighbours that do are replaced by their mean."""
+    blocks: list[list[float]] = []
+    for _, cost in sorted(verify.items()):
+        blocks.append([cost])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [fmean(block) for block in blocks for _ in block]
+    return {size: cost / level[0] for size, cost in zip(sorted(verify), level, strict=True)}
+
+
+def _factor(spent: float, rounds: Sequence[RoundRecord], costs: CostCurves) -> list[float]:
     """Of one reply that took ``spent`` plain steps: one value, or none where too little was drafted."""
-    drafted = [one for one in trace.rounds if one.drafted]
+    drafted = [one for one in rounds if one.drafted]
     expected = sum(costs.round_cost(len(one.drafted), free=one.free) for one in drafted)
-    rest = spent - (len(trace.rounds) - len(drafted))  # rounds without a draft are plain steps
+    rest = spent - (len(rounds) - len(drafted))  # rounds without a draft are plain steps
     return [rest / expected] if len(drafted) >= _FEWEST and rest > 0 else []
