@@ -16,6 +16,7 @@ from draftsmith.cli import main
 from draftsmith.cli.options import ModelOptions, SamplingOptions
 from draftsmith.engine import DEFAULT_TARGET, EngineOptions
 from draftsmith.types import SamplingParams
+from tests.support.schemas import check_schema
 from tests.support.tiny import tiny_folder
 
 
@@ -74,6 +75,7 @@ def test_generate_writes_the_text_and_nothing_else(shell: Shell, model: str) -> 
 
 def test_json_has_the_promised_shape(shell: Shell, model: str) -> None:
     result = shell.json("generate", "abc", "--target", model, "--raw", "--greedy", "--max-new-tokens", "40", "--json")
+    check_schema(result, "generate")
     assert list(result) == ["text", "token_ids", "finish_reason", "usage", "timing", "speculation"]
     assert result["usage"] == {"prompt_tokens": 3, "completion_tokens": 40}
     assert result["finish_reason"] == "length"
@@ -82,6 +84,7 @@ def test_json_has_the_promised_shape(shell: Shell, model: str) -> None:
     plain = shell.json(
         "generate", "abc", "--target", model, "--raw", "--greedy", "--max-new-tokens", "40", "--json", "--draft", "none"
     )
+    check_schema(plain, "generate")
     assert plain["speculation"] is None
     assert plain["token_ids"] == result["token_ids"]
 
