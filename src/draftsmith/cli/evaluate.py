@@ -82,18 +82,13 @@ def eval_(
         seed=seed,
         items=measure.items() if ASKS_PROMPTS.intersection(chosen) else (),
         max_new_tokens=measure.max_new_tokens,
+        limit=measure.limit,
     )
     spread = None if ray_workers is None else _Spread(model.for_llm(), ray_workers)
     llm = None if spread is not None and chosen == ["acceptance"] and not harness.task else _load(model, result)
     from draftsmith.measure.eval_output import eval_text
 
-    ticker = Ticker(result.quiet)
-    try:
-        found = {task: _measured(task, llm, asked, ticker, spread) for task in chosen}
-        if harness.task and llm is not None:
-            found["lm_eval"] = _by_harness(llm, harness, measure.limit, ticker)
-    finally:
-        ticker.close()
+    found = _all_measured(chosen, llm, asked, harness, Ticker(result.quiet), spread)
     options = {"seed": seed, "text": text, "max_new_tokens": measure.max_new_tokens}
     value = {"tasks": found, "provenance": origin_of(model, measure.path, options)}
     result.give(value, eval_text(value))
@@ -114,6 +109,7 @@ class _Asked:
     seed: int
     items: tuple[PromptItem, ...]
     max_new_tokens: int
+    limit: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +125,23 @@ def _load(model: ModelOptions, result: ResultOptions) -> LLM:
         from draftsmith.engine import LLM
 
         return LLM(progress=progress, **model.for_llm())
+
+
+def _all_measured(
+    chosen: list[str],
+    llm: LLM | None,
+    asked: _Asked,
+    harness: HarnessOptions,
+    ticker: Ticker,
+    spread: _Spread | None,
+) -> dict[str, Any]:
+    try:
+        found = {task: _measured(task, llm, asked, ticker, spread) for task in chosen}
+        if harness.task and llm is not None:
+            found["lm_eval"] = _by_harness(llm, harness, asked.limit, ticker)
+    finally:
+        ticker.close()
+    return found
 
 
 def _by_harness(llm: LLM, harness: HarnessOptions, limit: int | None, ticker: Ticker) -> dict[str, Any]:
