@@ -2,8 +2,9 @@
 
     python -m benchmarks.batch [--target REF] [--draft REF|lookup|auto] [--sizes 1,4,8] [--max-new-tokens 64]
 
-Greedy, prompts from the built-in set, reading them included; the best of the repetitions, which are interleaved. Fails
-when a text written together differs from the one written alone.
+Greedy, prompts from the built-in set, reading them included; medians of the repetitions, which are interleaved, and of
+the ratios within one repetition. A draft ``shuffled:REF`` costs what REF costs and is never right. Fails when a text
+written together differs from the one written alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from statistics import median
 
 from benchmarks.common import add_record_option, report, table
+from benchmarks.policy import load_shuffled
 from draftsmith import LLM, Completion, Message, SamplingParams
+from draftsmith.engine.loading import LoadedModel
+from draftsmith.engine.options import EngineOptions
 from draftsmith.measure.prompts import built_in_prompts, select_prompts
 
 
@@ -32,12 +37,12 @@ def parse() -> argparse.Namespace:
 
 
 class Runner:
-    """One way of writing the prompts. ``best``: the most tokens per second that were seen."""
+    """One way of writing the prompts. ``speeds``: tokens per second, turn by turn."""
 
     def __init__(self, llm: LLM, *, together: bool) -> None:
         self._llm = llm
         self._together = together
-        self.best = 0.0
+        self.speeds: list[float] = []
 
     def run(self, prompts: Sequence[tuple[int, ...]], params: SamplingParams) -> list[Completion]:
         """Write all replies and take the time."""
@@ -46,15 +51,21 @@ class Runner:
             replies = self._llm.generate(prompts, params)
         else:
             replies = [self._llm.generate(prompt, params)[0] for prompt in prompts]
-        speed = sum(len(reply.token_ids) for reply in replies) / (time.perf_counter() - began)
-        self.best = max(self.best, speed)
+        self.speeds.append(sum(len(reply.token_ids) for reply in replies) / (time.perf_counter() - began))
         return replies
+
+    def times(self, other: Runner) -> float:
+        """How many times as fast as ``other``, in a median turn."""
+        return median(one / two for one, two in zip(self.speeds, other.speeds, strict=True))
 
 
 def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], bool]:
     """A row of speeds for every size, and whether all texts agree."""
     plain = LLM(options.target, draft=None, threads=options.threads)
-    drafted = LLM(plain.target, draft=options.draft, threads=options.threads)
+    draft: str | LoadedModel = options.draft
+    if options.draft.startswith("shuffled:"):
+        draft = load_shuffled(options.draft.removeprefix("shuffled:"), EngineOptions(threads=options.threads))
+    drafted = LLM(plain.target, draft=draft, threads=options.threads)
     params = SamplingParams(greedy=True, max_new_tokens=options.max_new_tokens)
     sizes = [int(size) for size in options.sizes.split(",")]
     items = select_prompts(built_in_prompts(), limit=max(sizes))
@@ -72,8 +83,15 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], bool]:
             same = same and all(text == texts[0] for text in texts)
             if turn == 0:  # a round that warms up and measures costs
                 for runner in runners.values():
-                    runner.best = 0.0
-        rows.append({"size": size, **{name: runner.best for name, runner in runners.items()}})
+                    runner.speeds.clear()
+        row = {name: median(runner.speeds) for name, runner in runners.items()}
+        gains = {
+            "plain gain": runners["together"].times(runners["alone"]),
+            "drafted gain": runners["drafted_together"].times(runners["drafted_alone"]),
+            "alone": runners["drafted_alone"].times(runners["alone"]),
+            "drafted / plain": runners["drafted_together"].times(runners["together"]),
+        }
+        rows.append({"size": size, **row, **gains})
     return rows, same
 
 
@@ -81,13 +99,9 @@ def main() -> int:
     """Run, print the table and the JSON line; exit code 1 when a text differs."""
     options = parse()
     rows, same = measure(options)
-    header = ["prompts", "one by one, plain", "together, plain", "gain", "one by one, drafted", "together, drafted"]
-    header += ["gain", "drafted / plain, together"]
-    shown = []
-    for row in rows:
-        alone, together, drafted_alone, drafted = (row[name] for name in list(row)[1:])
-        gains = (alone, together, together / alone, drafted_alone, drafted, drafted / drafted_alone, drafted / together)
-        shown.append([int(row["size"]), *gains])
+    header = ["prompts", "one by one, plain", "together, plain", "one by one, drafted", "together, drafted"]
+    header += ["together / one by one, plain", "the same, drafted", "drafted / plain, one by one", "the same, together"]
+    shown = [[int(row["size"]), *list(row.values())[1:]] for row in rows]
     result = {"target": options.target, "draft": options.draft, "max_new_tokens": options.max_new_tokens}
     result |= {"tokens_per_s": rows, "identical": same}
     report(f"Prompts together: {options.target}, {options.draft}", [table(header, shown)], result, options.record)

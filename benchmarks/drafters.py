@@ -26,8 +26,8 @@ __all__ = ["cost_of", "main"]
 
 def cost_of(rounds: Sequence[RoundRecord], costs: CostModel) -> float:
     """What ``rounds`` cost, in plain steps."""
-    drawn = sum(len(r.drafted) for r in rounds if not r.free)
-    return drawn * costs.draft_step + sum(costs.verify_cost(len(r.drafted) + 1) for r in rounds)
+    drawn = sum(costs.draft_cost(len(r.drafted) - r.num_copied) for r in rounds if not r.free)
+    return drawn + sum(costs.verify_cost(len(r.drafted) + 1) for r in rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -142,6 +142,8 @@ class Writer:
         began = time.perf_counter()
         written += rounds
         seconds = time.perf_counter() - began
+        if way.draft is not None and chooses:
+            way.draft.calibration.live.end_text()
         counts = tuple((len(r.token_ids), r.num_draft_tokens, r.num_accepted) for r in written[1:])
         return Reply(tuple(i for r in written for i in r.token_ids), seconds, counts, tuple(times))
 
@@ -205,13 +207,15 @@ def load_shuffled(ref: str, options: EngineOptions) -> LoadedModel:
     """``ref`` with the rows of every matrix in random order: it costs what ``ref`` costs and knows nothing."""
     dice = np.random.default_rng(0)
     checkpoint = open_checkpoint(resolve(ref).path)
-    tensors = dict(checkpoint.tensors)
+    tokenizer, tensors = checkpoint.tokenizer(), dict(checkpoint.tensors)
     for name, tensor in tensors.items():
         if tensor.num_rows > 1:
             tensors[name] = dataclasses.replace(tensor, row_order=dice.permutation(tensor.num_rows))
-    checkpoint = dataclasses.replace(checkpoint, tensors=tensors)
+    # Another name and identity, or the packed weights of ``ref`` itself would be taken from the cache.
+    path, identity = checkpoint.path.with_name(f"shuffled {checkpoint.path.name}"), f"{checkpoint.fingerprint} shuffled"
+    checkpoint = dataclasses.replace(checkpoint, tensors=tensors, path=path, fingerprint=identity)
     model = NativeModel.load(checkpoint, threads=options.threads)
-    return LoadedModel(f"shuffled {Path(ref).stem}", model, checkpoint.tokenizer())
+    return LoadedModel(f"shuffled {Path(ref).stem}", model, tokenizer)
 
 
 def edits(items: Sequence[PromptItem]) -> list[PromptItem]:
@@ -334,6 +338,7 @@ def _costs(draft: Draft) -> dict[str, Any]:
         "plain_s": round(steps.plain_s, 5),
         "c": round(steps.costs.draft_step, 3),
         "c at the end": round(live.draft_step, 3),
+        "start": round(steps.costs.draft_start, 3),
         "read": round(steps.costs.draft_read, 4),
         "v": {m: round(steps.costs.verify_cost(m), 3) for m in sizes},
         "v at the end": {m: round(live.verify_cost(m), 3) for m in sizes},

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from benchmarks import common, experts, llama_cpp_peer, plan_accuracy, policy
+from benchmarks import common, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
 from benchmarks.perplexity import log_probabilities, python_reference
+from draftsmith.engine.loading import load_model
+from draftsmith.engine.options import EngineOptions
 from draftsmith.measure.prompts import read_prompts
+from draftsmith.model.protocol import Model, TokenRun
+from draftsmith.speculate import compare_vocabularies
+from draftsmith.speculate.retokenize import ByteEncoder
+from draftsmith.text import Tokenizer
+from tests.support.made_tokenizers import corpus, llama_json, sentencepiece_model, training_lines
 from tests.support.tiny import tiny_folder
 
+OPTIONS = EngineOptions(threads=1)
 SCRIPTS = (
     "batch",
     "decode",
@@ -29,6 +39,7 @@ SCRIPTS = (
     "plan_accuracy",
     "policy",
     "startup",
+    "vocabularies",
 )
 
 
@@ -137,6 +148,38 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     assert (found["k"], found["good"], found["chosen_well"]) == (0, False, False)
 
 
+def test_texts_keep_their_bytes_between_vocabularies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In small what the script does with the tokenizers of Llama 2 and Mistral and 10 MB of text."""
+    (tmp_path / "target.json").write_bytes(llama_json("prepend"))
+    (tmp_path / "draft.model").write_bytes(sentencepiece_model("unigram"))
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt.gz").write_bytes(gzip.compress("".join(corpus()[:400]).encode()))
+    (texts / "b.jsonl").write_text(json.dumps({"turns": training_lines()[:200]}) + "\n")
+    options = ["--target", str(tmp_path / "target.json"), "--draft", str(tmp_path / "draft.model"), str(texts)]
+    assert vocabularies.main([*options, "--megabytes", "0.05"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 20_000 < result["bytes"] < 80_000
+    assert [row["not lossless"] for row in result["rows"]] == [0, 0]
+    assert all(row["documents"] > 5 and row["tokens"] > 5_000 for row in result["rows"])
+
+
+def test_a_map_that_loses_a_byte_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = compare_vocabularies(Tokenizer.from_json(llama_json("prepend")), Tokenizer.from_json(llama_json("never")))
+    text = "".join(training_lines()[:20])
+    encoder = ByteEncoder(both.draft)
+    dice = Random(0)  # noqa: S311 (a simulation)
+    assert vocabularies.lossless(both, encoder, text, dice)[0]
+    encode = ByteEncoder.encode
+    monkeypatch.setattr(ByteEncoder, "encode", lambda self, data, **how: encode(self, data[:-1], **how))
+    assert not vocabularies.lossless(both, encoder, text, dice)[0]
+
+
+def _greedy(model: Model) -> list[int]:
+    """The likeliest tokens after each of a few."""
+    return [int(row.argmax()) for row in model.forward([TokenRun(model.new_cache(), list(range(40, 60)), 20)])[0]]
+
+
 def test_policies_take_turns_and_are_judged_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, draft = str(tiny_folder(tmp_path / "target")), str(tiny_folder(tmp_path / "draft", seed=1))
     prompts = tmp_path / "code.jsonl"
@@ -155,6 +198,10 @@ def test_policies_take_turns_and_are_judged_by_file(tmp_path: Path, capsys: pyte
     assert [row["prompts"] for row in result["mixes"]] == ["code", "edits", "all"]
     found = json.loads(rounds.read_text())
     assert {len(replies) for prompt in found for replies in prompt["replies"].values()} == {2}
+    knows, shuffled = (
+        _greedy(model.model) for model in (load_model(target, OPTIONS), policy.load_shuffled(target, OPTIONS))
+    )
+    assert knows != shuffled
     [asked] = policy.edits(read_prompts(prompts))
     assert "def f(x):\n    return x\n```" in asked.turns[0]
 

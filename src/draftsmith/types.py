@@ -212,8 +212,8 @@ class Draft:
     ``distributions`` holds, for every draft token, the distribution that it was drawn from (the q of the papers); None
     when the drafter is deterministic, which counts as probability 1 for each draft token. ``confidences`` [k] are the
     drafter's own estimates that each token will be accepted, for the length policy; empty when it has none. ``free``:
-    the tokens cost no forward of a model, as those that are copied. ``forced``: a grammar leaves no choice, so there is
-    nothing to learn from their being accepted.
+    the tokens cost no forward of a model, as those that are copied; ``num_copied``: so many at the end do not, after
+    others that were drawn. ``forced``: a grammar leaves no choice, so there is nothing to learn from the verdict.
     """
 
     token_ids: tuple[int, ...]
@@ -221,6 +221,12 @@ class Draft:
     confidences: tuple[float, ...] = ()
     free: bool = False
     forced: bool = False
+    num_copied: int = 0
+
+    @property
+    def num_drawn(self) -> int:
+        """How many tokens a model was asked for."""
+        return 0 if self.free else len(self.token_ids) - self.num_copied
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,26 @@ def test_costs_are_relative_to_a_plain_step() -> None:
     assert list(steps.costs.verify) == sorted(steps.costs.verify)
 
 
+class DisturbedModel(SlowModel):
+    """Takes ten times as long for its first forwards of more than two tokens."""
+
+    def __init__(self, seconds: float, forwards: int) -> None:
+        super().__init__(seconds)
+        self.forwards = forwards
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        if 2 < len(runs[0].token_ids) < 64 and self.forwards > 0:
+            self.forwards -= 1
+            time.sleep(9 * self._seconds)
+        return super().forward(runs)
+
+
+def test_a_disturbance_does_not_count() -> None:
+    """Two whole rounds of all sizes are disturbed, and half of the third."""
+    verify = measure_steps(DisturbedModel(0.004, forwards=25)).costs.verify
+    assert max(verify) < 2
+
+
 def test_no_draft_model_costs_nothing() -> None:
     assert measure_steps(FakeModel()).costs.draft_step == 0
 

@@ -146,7 +146,7 @@ def see(live: LiveCosts, rounds: Sequence[tuple[int, float, float]], free: bool 
     """``rounds``: draft tokens, and how many times as long as measured drafting and checking took."""
     for k, drafting, checking in rounds:
         drafts, check = k * STEPS.costs.draft_step, STEPS.costs.verify_cost(k + 1)
-        live.see(RoundTimes(k, free, STEPS.plain_s * drafts * drafting, STEPS.plain_s * check * checking))
+        live.see(RoundTimes(k, 0 if free else k, STEPS.plain_s * drafts * drafting, STEPS.plain_s * check * checking))
 
 
 def test_live_costs_begin_as_measured_and_stay_so_when_all_is_as_expected() -> None:

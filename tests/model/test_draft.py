@@ -120,8 +120,8 @@ def test_a_policy_that_fails_leaves_the_session_usable(model: NativeModel) -> No
     request = Request(prompt_ids=PROMPT, sampling=SamplingParams(greedy=True))
     session = ModelDrafter(model, target_vocab_size=999).start(request, "coupled")
 
-    def fails(confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
-        del upcoming, instead
+    def fails(confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0) -> bool:
+        del upcoming, instead, drawn
         if len(confidences) == 2:
             raise KeyboardInterrupt
         return True

@@ -52,8 +52,11 @@ def test_lookup_is_surer_of_longer_matches() -> None:
 def test_lookup_asks_before_it_drafts() -> None:
     asked: list[tuple[list[float], float | None]] = []
 
-    def wants_more(confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         assert not instead
+        assert not drawn
         asked.append((list(confidences), upcoming))
         return False
 

@@ -314,8 +314,10 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
         def begin(self, unread: int) -> None:
             del unread
 
-        def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
-            del upcoming, instead
+        def wants_more(
+            self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+        ) -> bool:
+            del upcoming, instead, drawn
             if not confidences:
                 self.k = data.draw(st.integers(0, 6))
             return len(confidences) < self.k

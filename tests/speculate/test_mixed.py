@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 
-from draftsmith.speculate import AutoLength, CostModel, FixedLength, MixedDrafter, ModelDrafter, PromptLookupDrafter
+from draftsmith.sampling import TextState, point
+from draftsmith.speculate import (
+    AutoLength,
+    CostModel,
+    DraftSteps,
+    FixedLength,
+    MixedDrafter,
+    ModelDrafter,
+    PromptLookupDrafter,
+    SuffixDrafter,
+    WantsMore,
+)
+from draftsmith.speculate.constrained import without_forbidden
+from draftsmith.speculate.drafters.mixed import MixedModelSession
+from draftsmith.speculate.drafters.protocol import Until
 from draftsmith.types import Draft, Request, SamplingParams, Verdict
 
 Factory = Callable[..., Any]
@@ -61,6 +75,103 @@ def test_a_mix_can_be_stepped(table_model: Factory) -> None:
     run = next(session.steps([*REPEATS, 1], 3, FixedLength(3).wants_more))
     assert list(run.token_ids) == [*REPEATS, 1]
     assert session.model is model
+
+
+class Draws:
+    """A draft model's session that always draws ``token_ids``, as far as they are wanted."""
+
+    model = None
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = token_ids
+
+    def read(self, token_ids: Sequence[int]) -> None: ...
+
+    def restart(self, request: Request) -> None: ...
+
+    def commit(self, verdict: Verdict) -> None: ...
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        with pytest.raises(StopIteration) as drawn:
+            next(self.steps(token_ids, max_tokens, wants_more))
+        found: Draft = drawn.value.value
+        return found
+
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore, until: Until | None = None
+    ) -> DraftSteps:
+        del token_ids
+        drawn: list[int] = []
+        confidences: list[float] = []
+        while len(drawn) < min(max_tokens, len(self.token_ids)) and wants_more(confidences, None):
+            drawn.append(self.token_ids[len(drawn)])
+            confidences.append(0.9)
+            if until is not None and until(drawn, confidences):
+                break
+        yield from ()
+        return Draft(tuple(drawn), tuple(map(point, drawn)), tuple(confidences))
+
+
+def mixed_draft(
+    text: Sequence[int], draws: Sequence[int], room: int, wants_more: WantsMore, *, free: Any, watched: bool
+) -> Draft:
+    free_session = free.start(Request(prompt_ids=tuple(text), sampling=GREEDY), "rejection")
+    session = MixedModelSession(free_session, Draws(draws), watched=watched)  # type: ignore[arg-type]
+    with pytest.raises(StopIteration) as done:
+        next(session.steps(text, room, wants_more))
+    found: Draft = done.value.value
+    return found
+
+
+COPYING = pytest.mark.parametrize("free", [PromptLookupDrafter(4, 2), SuffixDrafter(2)], ids=["lookup", "suffix"])
+
+
+@COPYING
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_copy_goes_on_after_tokens_that_lead_back(free: Any, watched: bool) -> None:
+    """7 and 8 were followed by 9, 4, 5, 6 and by nothing that ends like the text; the copy runs into itself at last."""
+    text = [7, 8, 9, 4, 5, 6, 1]
+    draft = mixed_draft(text, (7, 8), 9, FixedLength(9).wants_more, free=free, watched=watched)
+    assert draft.token_ids == (7, 8, 9, 4, 5, 6, 1, 7, 8)
+    assert (draft.num_drawn, draft.num_copied, draft.free) == (2, 7, False)
+    assert draft.confidences == pytest.approx((0.9, 0.9, *(n / (n + 1) for n in range(2, 9))))
+    assert draft.distributions is not None
+    assert [int(q.token_ids[0]) for q in draft.distributions] == list(draft.token_ids)
+    assert mixed_draft(text, (7, 8), 2, FixedLength(9).wants_more, free=free, watched=watched).num_copied == 0
+    assert mixed_draft(text, (7, 3), 9, FixedLength(9).wants_more, free=free, watched=watched).token_ids == (7, 3)
+
+
+@COPYING
+def test_watched_drawing_ends_where_a_copy_is_better(free: Any) -> None:
+    text, draws = [7, 8, 9, 4, 5, 6, 1], (7, 8, 9, 4, 5, 6)
+    drawn = mixed_draft(text, draws, 6, FixedLength(6).wants_more, free=free, watched=False)
+    found = mixed_draft(text, draws, 6, FixedLength(6).wants_more, free=free, watched=True)
+    assert (drawn.num_drawn, found.num_drawn) == (6, 2)
+    assert drawn.token_ids == found.token_ids
+    dear, cheap = (AutoLength(CostModel(c, CHECKS)) for c in (0.4, 0.0))
+    dear.learn(Draft((0,) * 4, None, (0.9,) * 4), Verdict((0,) * 5, 4, 4))
+    cheap.learn(Draft((0,) * 4, None, (0.9,) * 4), Verdict((0,) * 5, 4, 4))
+    assert dear.wants_more([0.9, 0.9], 2 / 3, instead=True, drawn=2)
+    assert not cheap.wants_more([0.9, 0.9], 2 / 3, instead=True, drawn=2)
+
+
+def test_a_copy_after_drawn_tokens_is_learnt_from_as_a_copy() -> None:
+    """Drawn tokens right, the copies after them wrong: only the copies lose their name."""
+    policy = AutoLength(CostModel(0.3, CHECKS))
+    assert policy.wants_more([0.9, 0.9], 2 / 3, drawn=2)
+    for _ in range(60):
+        draft = Draft((0,) * 4, None, (0.9, 0.9, 2 / 3, 3 / 4), num_copied=2)
+        policy.learn(draft, Verdict((0,) * 3, 2, 4))
+    assert not policy.wants_more([0.9, 0.9], 2 / 3, drawn=2)
+    assert policy.wants_more([], None)
+    assert policy.wants_more([0.9], None)
+
+
+def test_a_grammar_cuts_the_copied_end_first() -> None:
+    text = TextState(Request(prompt_ids=(1,), sampling=SamplingParams(greedy=True)))
+    text.count_valid = lambda _: 3  # type: ignore[method-assign]
+    cut = without_forbidden(Draft((1, 2, 3, 4, 5), None, (0.5,) * 5, num_copied=3), text)
+    assert (cut.token_ids, cut.num_copied, cut.num_drawn) == ((1, 2, 3), 1, 2)
 
 
 def learnt(free_hits: int, drawn_hits: int, draft_step: float) -> AutoLength:

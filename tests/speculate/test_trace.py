@@ -21,6 +21,7 @@ from draftsmith.speculate import (
     MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
+    RoundRecord,
     SpeculationCounter,
     Trace,
     TracedDrafter,
@@ -115,6 +116,18 @@ def test_a_replay_prefers_what_is_better(table_model: Factory) -> None:
     assert replay(good, AutoLength).speedup > 1.3
     dear = CostModel(2.0, (1.0, 2.0))
     assert replay(good, lambda _: FixedLength(6), dear).speedup < 0.7
+
+
+def test_copies_after_drawn_tokens_are_kept_apart(tmp_path: Path) -> None:
+    row = RoundRecord(0, 5, (1, 2, 3, 4), (0.9, 0.8, 0.75, 0.8), False, (1, 2, 3, 9), 3, 0.0, 0.1, 0.1, num_copied=2)
+    costs = CostModel(0.3, (1.0, 1.1, 1.2, 1.3, 1.4), 0.01, 0.05)
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(trace_json(Trace("mix", (row,), costs), str)))
+    again = read_trace(path)
+    assert (again.rounds[0].num_copied, again.costs) == (2, costs)
+    result = replay(again, lambda _: FixedLength(4))
+    assert (result.draft_tokens, result.tokens) == (2, 4)  # a replayed round is of one kind
+    assert result.cost == pytest.approx(0.05 + 2 * 0.3 + 1.2 + 1.0)
 
 
 def test_copies_cost_nothing_in_a_replay(table_model: Factory) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 
 from draftsmith.model.protocol import GREEDY, DraftingModel, DraftRun, Model, TokenRun
 from draftsmith.speculate import AutoLength, CostModel, Costs
@@ -17,8 +16,10 @@ __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
 
 _SIZES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32)  # kernels work in tiles of 8 and 16: steps lie after these
 _DRAFT_SIZES = (1, 16)
-_REPEATS = 5
-_BUDGET_S = 0.8  # once this is used up, no size is measured a third time
+_DRAWS = 4
+_FEWEST, _MOST = 2, 24  # times that each size is measured
+_BUDGET_S = 4.0  # once this is used up, none is measured a third time, settled or not
+_AGREEMENT = 1.07  # the two shortest times of a size are at most so far apart when it is settled
 _CONTEXT = 64  # tokens in the cache while measuring
 
 
@@ -47,9 +48,11 @@ class MeasuredLength:
         """See ``LengthPolicy``."""
         self.prepare().begin(unread)
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """See ``LengthPolicy``."""
-        return self.prepare().wants_more(confidences, upcoming, instead=instead)
+        return self.prepare().wants_more(confidences, upcoming, instead=instead, drawn=drawn)
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """See ``LengthPolicy``. Before the measurement there were only rounds without a draft: nothing to learn."""
@@ -60,56 +63,79 @@ class MeasuredLength:
 def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
     """Time forwards of 1 to 32 tokens of the target and steps of the draft model (None: drafts cost nothing).
 
-    The two take turns, as they do while text is written: each finds the processor's caches full of the other.
+    The two take turns, as they do while text is written: each finds the processor's caches full of the other. A plain
+    step follows another one. It goes on until the two shortest times of everything agree: what other programs do to the
+    machine for a moment must not count for all texts to come.
     """
     timers = [_Timer(target, size) for size in _SIZES if size <= target.max_context]
-    drafts = (
-        [] if draft is None else [_Timer(draft, size, draft=True) for size in _DRAFT_SIZES if size <= draft.max_context]
-    )
+    drafts = [] if draft is None else _draft_timers(draft)
     deadline = time.perf_counter() + _BUDGET_S
-    for repeat in range(_REPEATS):
-        for place, timer in enumerate(timers):
-            if repeat > 1 and time.perf_counter() > deadline:
-                break
+    for repeat in range(_MOST):
+        late = time.perf_counter() > deadline
+        if repeat >= _FEWEST and (late or all(timer.settled for timer in (*timers, *drafts))):
+            break
+        for place in range(max(len(timers), len(drafts))):
+            timer = timers[place % len(timers)]
+            if timer.size == 1:
+                timer.run()
+                timer.seconds.pop()
             timer.run()
             if drafts:
                 drafts[place % len(drafts)].run()
     seconds = {timer.size: min(timer.seconds) for timer in timers}
-    plain = seconds[1]
-    # A larger batch never costs less; where it was measured so, that is noise.
-    known = [(size, max(seconds[s] for s in seconds if s <= size) / plain) for size in seconds]
+    # A smaller batch never costs more, and nothing makes a machine faster than it is: what says otherwise is noise.
+    least = {size: min(seconds[s] for s in seconds if s >= size) for size in seconds}
+    plain = least[1]
+    known = [(size, least[size] / plain) for size in least]
     verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
     if not drafts:
         return StepCosts(plain, CostModel(0.0, verify))
-    step, longest = median(drafts[0].seconds), median(drafts[-1].seconds)
-    read = max(0.0, longest - step) / max(1, drafts[-1].size - 1)
-    return StepCosts(plain, CostModel(step / plain, verify, read / plain))
+    first, several, longest = (sorted(timer.seconds)[1] for timer in drafts)
+    step = (several - first) / max(1, drafts[1].draws - 1) if drafts[1].draws > 1 else first
+    step = min(max(step, first / 2), first)  # anything else is noise
+    read = max(0.0, longest - first) / max(1, drafts[2].size - 1)
+    return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain))
+
+
+def _draft_timers(draft: Model) -> list[_Timer]:
+    """Of a draft of one token, of several, and of one after reading more: as far as the context goes."""
+    several = _DRAWS if isinstance(draft, DraftingModel) and draft.max_context > _DRAWS else 1
+    longest = max(size for size in _DRAFT_SIZES if size <= draft.max_context)
+    return [_Timer(draft, 1, draws=1), _Timer(draft, 1, draws=several), _Timer(draft, longest, draws=1)]
 
 
 class _Timer:
     """Seconds of forwards of ``size`` tokens, with the choice of a token from every row of logits.
 
-    ``draft``: as a draft model does it, one row from the common part of the vocabulary, and a confidence. The least of
-    a few is what a step of the target takes: other programs can only make it slower.
+    ``draws``: as a draft model does it, one row from the common part of the vocabulary, and a confidence, so many times
+    (0: as the target does it). The least of a few is what a step of the target takes: other programs can only make it
+    slower.
     """
 
-    def __init__(self, model: Model, size: int, *, draft: bool = False) -> None:
-        self.size = size
+    def __init__(self, model: Model, size: int, *, draws: int = 0) -> None:
+        self.size, self.draws = size, draws
         self.seconds: list[float] = []
-        self._model, self._draft = model, draft
-        self._context = max(0, min(_CONTEXT, model.max_context - size - 1))
-        self._cache = model.new_cache(min(self._context + size + 1, model.max_context))
-        self._limit = common_vocabulary(model.vocab_size) if draft else None
+        self._model = model
+        room = size + max(1, draws)
+        self._context = max(0, min(_CONTEXT, model.max_context - room))
+        self._cache = model.new_cache(min(self._context + room, model.max_context))
+        self._limit = common_vocabulary(model.vocab_size) if draws else None
         if self._context:
             model.forward([TokenRun(self._cache, [0] * self._context, num_logits=0)])
+
+    @property
+    def settled(self) -> bool:
+        """Whether the two shortest times agree."""
+        shortest, second = sorted(self.seconds)[:2]
+        return second <= _AGREEMENT * shortest
 
     def run(self) -> None:
         """One forward, timed."""
         self._cache.truncate(self._context)
-        rows = 1 if self._draft else self.size
+        rows = 1 if self.draws else self.size
         began = time.perf_counter()
-        if self._draft and isinstance(self._model, DraftingModel):
-            run = DraftRun(self._cache, [0] * self.size, 1, GREEDY, lambda _: False, self._limit)
+        if self.draws and isinstance(self._model, DraftingModel):
+            run = DraftRun(self._cache, [0] * self.size, self.draws, GREEDY, lambda _: True, self._limit)
             self._model.draft([run])
             self.seconds.append(time.perf_counter() - began)
             return
@@ -117,7 +143,7 @@ class _Timer:
             [TokenRun(self._cache, [0] * self.size, num_logits=rows, vocab_limit=self._limit)]
         )
         for row in logits:
-            softmax_at(row, int(row.argmax())) if self._draft else row.argmax()
+            softmax_at(row, int(row.argmax())) if self.draws else row.argmax()
         self.seconds.append(time.perf_counter() - began)
 
 

@@ -25,7 +25,7 @@ from draftsmith.speculate import CostModel
 
 __all__ = ["Calibration", "calibration_path", "read_calibration", "write_calibration"]
 
-FORMAT = "draftsmith calibration 1"
+FORMAT = "draftsmith calibration 2"
 _MAX_BYTES = 1 << 16
 _ENOUGH_ROUNDS = 64  # before what was seen is worth more than what was measured
 _FAR = 0.2
@@ -81,7 +81,8 @@ def read_calibration(path: Path) -> StepCosts | None:
         if value["format"] != FORMAT:
             return None
         verify = tuple(map(float, value["verify"]))
-        costs = CostModel(float(value["draft_step"]), verify, float(value["draft_read"]))
+        step, read, start = (float(value[name]) for name in ("draft_step", "draft_read", "draft_start"))
+        costs = CostModel(step, verify, read, start)
         steps = StepCosts(float(value["plain_s"]), costs)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -95,6 +96,7 @@ def write_calibration(path: Path, steps: StepCosts) -> None:
         "plain_s": steps.plain_s,
         "draft_step": steps.costs.draft_step,
         "draft_read": steps.costs.draft_read,
+        "draft_start": steps.costs.draft_start,
         "verify": list(steps.costs.verify),
     }
     with contextlib.suppress(ResourceError), atomic_file(path) as file:
@@ -102,13 +104,16 @@ def write_calibration(path: Path, steps: StepCosts) -> None:
 
 
 def _far_apart(a: CostModel, b: CostModel) -> bool:
-    pairs = [(a.draft_step, b.draft_step), *((a.verify_cost(size), b.verify_cost(size)) for size in (2, 4, 8, 16))]
+    pairs = [
+        (a.draft_cost(1), b.draft_cost(1)),
+        *((a.verify_cost(size), b.verify_cost(size)) for size in (2, 4, 8, 16)),
+    ]
     return any(abs(one - other) > _FAR * max(one, other) for one, other in pairs)
 
 
 def _makes_sense(steps: StepCosts) -> bool:
     costs = steps.costs
-    numbers = [steps.plain_s, costs.draft_step, costs.draft_read, *costs.verify]
+    numbers = [steps.plain_s, costs.draft_step, costs.draft_read, costs.draft_start, *costs.verify]
     return (
         all(math.isfinite(number) for number in numbers)
         and 0 < steps.plain_s < _LONGEST_STEP_S

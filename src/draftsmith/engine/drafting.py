@@ -43,12 +43,18 @@ class BatchCosts:
         self._scale = writing / drafting / self._costs.verify_cost(writing)
         self._before = self._costs.verify_cost(self._first_row)
         together = self._costs.verify_cost(drafting) * self._scale
-        self._draft_step, self._draft_read = self._costs.draft_step * together, self._costs.draft_read * self._scale
+        self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
+        self._draft_read = self._costs.draft_read * self._scale
 
     @property
     def draft_step(self) -> float:
         """What one draft token for each of the D costs; a draft model's batches are taken to cost like the target's."""
         return self._draft_step
+
+    @property
+    def draft_start(self) -> float:
+        """What a draft costs besides its tokens."""
+        return self._draft_start
 
     @property
     def draft_read(self) -> float:

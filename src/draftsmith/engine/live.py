@@ -16,16 +16,24 @@ __all__ = ["LiveCosts"]
 
 _WINDOW = 16  # rounds of a kind that are remembered: a pause of the whole machine is soon outvoted
 _ENOUGH = 4  # fewer rounds of a kind say nothing
+_RECENT = 6  # rounds of a text that tell how fast the machine is just now
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
 _TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
 _LAST_OF_SIZE = (1, 4, 8)  # checks of 1, 2 to 4, 5 to 8 and more tokens are corrected apart
 
 
 class LiveCosts:
-    """``Costs`` that begin with ``steps`` and are corrected by ``see``, which hears of every round."""
+    """``Costs`` that begin with ``steps`` and are corrected by ``see``, which hears of every round.
+
+    What a round took is compared with the last few plain ones of the same text, when it happens: seconds of other texts
+    tell of other contexts and of other times. Where a text has no plain rounds, all its checks together take their
+    place for judging drafts.
+    """
 
     def __init__(self, steps: StepCosts) -> None:
         self._steps = steps
+        self._plain, self._any = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
+        self._plain_speeds = deque[float](maxlen=_WINDOW)
         self._checks = tuple(deque[float](maxlen=_WINDOW) for _ in range(len(_LAST_OF_SIZE) + 1))
         self._drafts = deque[float](maxlen=_WINDOW)
         self._draft_factor = 1.0
@@ -39,16 +47,36 @@ class LiveCosts:
         self.num_seen += 1
         costs, plain_s = self._steps.costs, self._steps.plain_s
         size = times.num_draft_tokens + 1
-        self._checks[_kind(size)].append(times.check_s / (plain_s * costs.verify_cost(size)))
-        expected = plain_s * times.num_draft_tokens * costs.draft_step
-        if expected > 0 and not times.free:
-            self._drafts.append(times.draft_s / expected)
-        self._correct()
+        self._any.append(times.check_s / (plain_s * self.verify_cost(size)))
+        if size == 1:
+            self._plain.append(times.check_s / plain_s)
+            self._plain_speeds.append(times.check_s / plain_s)
+            return
+        plain = _typical(self._plain)
+        unit = plain or _typical(self._any)
+        expected = plain_s * costs.draft_cost(times.num_drawn)
+        if expected > 0 and unit is not None:
+            self._drafts.append(times.draft_s / (expected * unit))
+            self._draft_factor = _bounded(_typical(self._drafts) or 1.0)
+        if plain is not None:
+            kind = _kind(size)
+            self._checks[kind].append(times.check_s / (plain_s * costs.verify_cost(size) * plain))
+            self._correct(kind)
+
+    def end_text(self) -> None:
+        """What comes now may have another context, and another time of day."""
+        self._plain.clear()
+        self._any.clear()
 
     @property
     def draft_step(self) -> float:
         """See ``Costs``."""
         return self._steps.costs.draft_step * self._draft_factor
+
+    @property
+    def draft_start(self) -> float:
+        """See ``Costs``."""
+        return self._steps.costs.draft_start * self._draft_factor
 
     @property
     def draft_read(self) -> float:
@@ -66,20 +94,13 @@ class LiveCosts:
         costs = self._steps.costs
         sizes = range(1, len(costs.verify) + 1)
         rising = tuple(max(1.0, *(self.verify_cost(size) for size in sizes[:last])) for last in sizes)
-        scale = _typical(self._checks[0]) or 1.0
-        return StepCosts(self._steps.plain_s * scale, CostModel(self.draft_step, rising, self.draft_read))
+        scale = _typical(self._plain_speeds) or 1.0
+        return StepCosts(
+            self._steps.plain_s * scale, CostModel(self.draft_step, rising, self.draft_read, self.draft_start)
+        )
 
-    def _correct(self) -> None:
-        """All factors are relative to plain steps; before enough of these were seen, to checks of any size."""
-        plain = _typical(self._checks[0])
-        unit = plain or _typical([ratio for kind in self._checks for ratio in kind])
-        if unit is None:
-            return
-        drafts = _typical(self._drafts)
-        self._draft_factor = _bounded(drafts / unit) if drafts is not None else 1.0
-        for i, kind in enumerate(self._checks[1:], start=1):
-            seen = _typical(kind)
-            self._check_factors[i] = _bounded(seen / plain) if seen is not None and plain is not None else 1.0
+    def _correct(self, kind: int) -> None:
+        self._check_factors[kind] = _bounded(_typical(self._checks[kind]) or 1.0)
         self._verify = [v * self._check_factors[kind] for v, kind in zip(self._base, _KINDS, strict=True)]
 
 
@@ -90,7 +111,7 @@ def _kind(size: int) -> int:
 _KINDS = tuple(_kind(size) for size in range(1, _TABLE + 1))
 
 
-def _typical(ratios: deque[float] | list[float]) -> float | None:
+def _typical(ratios: deque[float]) -> float | None:
     return median(ratios) if len(ratios) >= _ENOUGH else None
 
 

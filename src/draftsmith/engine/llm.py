@@ -319,6 +319,7 @@ class LLM:
         def end(token_ids: tuple[int, ...] | None) -> None:
             self._store.give_back(state, token_ids)
             if self._calibration is not None:
+                self._calibration.live.end_text()
                 self._calibration.refresh()
 
         return TextStream(

@@ -19,6 +19,7 @@ from draftsmith.speculate import (
     MixedDrafter,
     ModelDrafter,
     PromptLookupDrafter,
+    PrunedModel,
     SuffixDrafter,
     TranslatedDrafter,
     compare_vocabularies,
@@ -142,7 +143,8 @@ def load_drafter(
         model_ref, plus, free = draft.rpartition("+")
         if plus and model_ref and free in _FREE_IN_A_MIX:
             loaded = _referenced(model_ref, target, options, progress)
-            return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter))
+            watched = not isinstance(loaded.model, PrunedModel)  # as small as these are, a call costs too much
+            return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter, watched=watched))
     if isinstance(draft, str | Path):
         return _referenced(draft, target, options, progress)
     return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)

@@ -9,11 +9,14 @@ plain decoding). Since A_i only falls, looking ahead as long as costs fall short
 A_i is the product of the acceptances of the tokens drafted so far, each looked up by its confidence, and of the average
 acceptance of tokens not drafted yet; for copies, by the length of the match, which grows with every token copied.
 
+After a model's tokens, a copy may go on where they lead back to a text that is known: it costs only its check.
+
 Three things keep a poor drafter from costing much. Whether to begin is judged with little optimism. A draft may only be
-as long as what it can lose has been gained by earlier ones, so it starts with one or two tokens, however sure a draft
-model is of itself. And what a model has missed while it did not draft must have been saved up before it is read.
-What is known fades while nothing is drafted: an unlucky start is forgiven, and a drafter that was given up is tried
-again, soon if it was nearly good enough and rarely if it was hopeless.
+as long as what it can lose has been gained by earlier ones of its kind, so it starts with one or two tokens, however
+sure a draft model is of itself. And what a model has missed while it did not draft must have been saved up before it is
+read.
+What is known fades while nothing is drafted, and counts for little in the next text: an unlucky start is forgiven, and
+a drafter that was given up is tried again, soon if it was nearly good enough and rarely if it was hopeless.
 """
 
 from __future__ import annotations
@@ -36,10 +39,13 @@ _AFTER_PRIOR = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.85)  # of the token that
 _FREE_EDGES = (0.6, 0.7, 0.78, 0.845, 0.895, 0.938, 0.969)
 _FREE_PRIOR = (0.35, 0.5, 0.65, 0.72, 0.8, 0.86, 0.93, 0.98)
 _OPTIMISM = 0.8  # standard deviations
-_FADE = 0.995  # of the evidence on first tokens, in a round without a draft
+_FADE = 0.99  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
 _CREDIT = 0.5  # plain steps that a draft may lose before any was gained
 _MOST_CREDIT = 6.0
+_MOST_CARRIED = 1.0  # of it into the next text
+_LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
+_CARRIED = 3.0  # trials of first tokens that this counts for
 _SAVED = 0.02  # of every token written without the draft model, for reading what it missed
 
 
@@ -62,6 +68,10 @@ class _Rate:
         self._hits *= keep
         self._trials *= keep
 
+    def cap(self, trials: float) -> None:
+        """Hold it on the evidence of no more than so many observations."""
+        self.fade(min(1.0, trials / self._trials))
+
     @property
     def value(self) -> float:
         return self._hits / self._trials
@@ -82,6 +92,7 @@ class _Record:
         self.first = _Rate(0.6, memory=40, weight=3)  # acceptance of a round's first draft token, before it is drafted
         self.later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
         self._after = [_Rate(value, memory=80) for value in _AFTER_PRIOR]
+        self.usual = _Rate(0.6, memory=300, weight=6)  # the first tokens' of all texts
         self.speed = _Rate(1.0, memory=30, weight=8)  # tokens that a unit of cost writes in rounds of this kind
 
     def of(self, confidence: float) -> _Rate:
@@ -92,15 +103,22 @@ class _Record:
         """Acceptance of tokens that follow one with such a confidence: hard places and easy ones come in stretches."""
         return self._after[bisect_right(_EDGES, confidence)]
 
-    def see(self, draft: Draft, num_accepted: int) -> None:
-        """Take in what became of a draft's tokens up to the first rejection; none after it was judged."""
-        for i in range(min(num_accepted + 1, len(draft.token_ids))):
+    def see(self, draft: Draft, num_accepted: int, begin: int, end: int) -> None:
+        """Take in what became of the tokens from ``begin`` to ``end``; none after the first rejection was judged."""
+        for i in range(begin, min(num_accepted + 1, end)):
             hit = float(i < num_accepted)
             (self.later if i else self.first).see(hit)
+            if not i:
+                self.usual.see(hit)
             if draft.confidences:
                 self.of(draft.confidences[i]).see(hit)
-                if i:
+                if i > begin:
                     self.after(draft.confidences[i - 1]).see(hit)
+
+    def begin(self) -> None:
+        """Another text: it may be like the last one, or like any."""
+        last, usual = self.first.value, self.usual.value
+        self.first = _Rate((1 - _LIKE_ANY) * last + _LIKE_ANY * usual, memory=40, weight=_CARRIED)
 
     def fade(self) -> None:
         """A round went by without a draft of this kind."""
@@ -123,18 +141,27 @@ class AutoLength:
         self._costs = costs
         self._max_length = max_length
         self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR, _FREE_EDGES)
-        self._credit = _CREDIT
+        self._credits = {"drawn": _CREDIT, "free": _CREDIT}
         self._unread, self._saved = 0, 0.0  # tokens that the draft model has to read first, and what that may cost
 
     def begin(self, unread: int) -> None:
         """See ``LengthPolicy``."""
         self._unread, self._saved = unread, 0.0
-        self._credit = max(self._credit, _CREDIT)
+        self._credits = {kind: min(max(credit, _CREDIT), _MOST_CARRIED) for kind, credit in self._credits.items()}
+        for record in (self._drawn, self._free):
+            record.begin()
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """Whether drafting one token more, and perhaps others after it, is expected to pay."""
         drafted = len(confidences)
-        if drafted >= self._max_length or not self._can_afford(drafted + 1, free=upcoming is not None):
+        if drafted >= self._max_length:
+            return False
+        if drawn and upcoming is not None:
+            gain = self._gain_of_copying(confidences, upcoming, self._drawn.speed.value, drawn=drawn)
+            return gain > 0 and not (instead and gain < self._gain_of_drawing(confidences))
+        if not self._can_afford(drafted + 1, free=upcoming is not None):
             return False
         if upcoming is None:
             return self._gain_of_drawing(confidences) > 0
@@ -149,48 +176,57 @@ class AutoLength:
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
         other = copy.copy(self)
-        other._drawn, other._free = copy.deepcopy((self._drawn, self._free))
+        other._drawn, other._free, other._credits = copy.deepcopy((self._drawn, self._free, self._credits))
         return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted, and what the round wrote for its cost."""
-        drafted, written = verdict.num_draft_tokens, verdict.num_accepted + 1
-        drew = drafted > 0 and not draft.free
-        cost = self._costs.verify_cost(drafted + 1) + (drafted * self._costs.draft_step if drew else 0.0)
-        (self._free if drafted and draft.free else self._drawn).speed.see(written, cost)
-        self._credit = min(_MOST_CREDIT, max(0.0, self._credit + written - cost))
-        self._unread, self._saved = (0, 0.0) if drew else (self._unread + written, self._saved + _SAVED * written)
-        for record, used in ((self._drawn, drew), (self._free, drafted > 0 and draft.free)):
-            if used:
-                record.see(draft, verdict.num_accepted)
-            else:
-                record.fade()
+        drafted, written, drawn = verdict.num_draft_tokens, verdict.num_accepted + 1, draft.num_drawn
+        copies = drafted > 0 and draft.free
+        cost = self._costs.verify_cost(drafted + 1)
+        if drawn:
+            cost += self._costs.draft_start + drawn * self._costs.draft_step
+        (self._free if copies else self._drawn).speed.see(written, cost)
+        if drafted:
+            kind = "free" if copies else "drawn"
+            self._credits[kind] = min(_MOST_CREDIT, max(0.0, self._credits[kind] + written - cost))
+        if drawn:
+            self._unread, self._saved = 0, 0.0
+            self._drawn.see(draft, verdict.num_accepted, 0, drawn)
+        else:
+            self._unread, self._saved = self._unread + written, self._saved + _SAVED * written
+            self._drawn.fade()
+        if drawn < drafted:
+            self._free.see(draft, verdict.num_accepted, drawn, drafted)
+        else:
+            self._free.fade()
 
     def _can_afford(self, length: int, *, free: bool) -> bool:
         """Whether a draft of so many tokens can be lost, or so the first of them, which beliefs alone decide on."""
         if not free and self._unread * self._costs.draft_read > _CREDIT + self._saved:
             return False
-        drafting = 0.0 if free else length * self._costs.draft_step
-        return length == 1 or drafting + self._costs.verify_cost(length + 1) - 1.0 <= self._credit
+        drafting = 0.0 if free else self._costs.draft_start + length * self._costs.draft_step
+        lost = drafting + self._costs.verify_cost(length + 1) - 1.0
+        return length == 1 or lost <= self._credits["free" if free else "drawn"]
 
     def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
         record = self._drawn
         chance, later = record.first.optimistic, record.later.value
         if confidences:
             chance = later = record.after(confidences[-1]).value
-        ahead = chain((chance,), repeat(later))
-        return self._gain(
-            _product(record, confidences), ahead, len(confidences), self._costs.draft_step, record.speed.value
-        )
+        ahead, speed = chain((chance,), repeat(later)), record.speed.value
+        gain = self._gain(_product(record, confidences), ahead, len(confidences), self._costs.draft_step, speed)
+        return gain if confidences else gain - max(1.0, speed) * self._costs.draft_start
 
     def _gain_of_copying(
-        self, confidences: Sequence[float], upcoming: float, speed: float, *, hopeful: bool = False
+        self, confidences: Sequence[float], upcoming: float, speed: float, *, hopeful: bool = False, drawn: int = 0
     ) -> float:
         """After n / (n + 1) comes (n + 1) / (n + 2): with every token that is right, the match is longer by one."""
         match = upcoming / max(1e-9, 1 - upcoming)
         rates = (self._free.of((match + i) / (match + i + 1)) for i in count())
         ahead = (rate.optimistic if hopeful and not i else rate.value for i, rate in enumerate(rates))
-        return self._gain(_product(self._free, confidences), ahead, len(confidences), 0.0, speed)
+        reach = _product(self._drawn, confidences[:drawn]) * _product(self._free, confidences[drawn:])
+        return self._gain(reach, ahead, len(confidences), 0.0, speed)
 
     def _gain(self, reach: float, chances: Iterator[float], drafted: int, draft_step: float, speed: float) -> float:
         """The most that some number of further tokens is expected to gain above what its cost gains elsewhere.
@@ -206,6 +242,8 @@ class AutoLength:
             cost = verify_cost(k + 1)
             gain += reach - rate * (draft_step + cost - before)
             best, before = max(best, gain), cost
+            if gain + reach * (self._max_length - k) <= max(best, 0.0):
+                break  # whatever checks cost, no further token can change the answer
         return best
 
 

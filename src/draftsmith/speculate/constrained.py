@@ -28,4 +28,5 @@ def without_forbidden(draft: Draft, text: TextState) -> Draft:
     length = text.count_valid(draft.token_ids)
     if length == len(draft.token_ids):
         return draft
-    return replace(draft, token_ids=draft.token_ids[:length], confidences=draft.confidences[:length])
+    copied = max(0, draft.num_copied - (len(draft.token_ids) - length))
+    return replace(draft, token_ids=draft.token_ids[:length], confidences=draft.confidences[:length], num_copied=copied)

@@ -63,10 +63,10 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class RoundTimes:
-    """What a round took: seconds of drafting ``num_draft_tokens`` tokens, and of checking them."""
+    """What a round took: seconds of drafting, a model drawing ``num_drawn`` tokens, and of checking all."""
 
     num_draft_tokens: int
-    free: bool
+    num_drawn: int
     draft_s: float
     check_s: float
 
@@ -114,7 +114,7 @@ def generate(
         record(text, ids[len(request.prompt_ids) + text.reply_length :])
         if start > len(request.prompt_ids):
             if on_round:
-                on_round(RoundTimes(len(draft.token_ids), draft.free, draft_s, time.perf_counter() - began))
+                on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, time.perf_counter() - began))
         elif session and begin_text(policy, unread=start):
             session.read(ids)  # the prompt, as part of prefill
         yield finished

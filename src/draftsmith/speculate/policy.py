@@ -20,6 +20,11 @@ class Costs(Protocol):
         ...
 
     @property
+    def draft_start(self) -> float:
+        """What a draft costs besides its tokens."""
+        ...
+
+    @property
     def draft_read(self) -> float:
         """What one token more costs that the draft model reads together with others."""
         ...
@@ -33,18 +38,19 @@ class Costs(Protocol):
 class CostModel:
     """What drafting and checking cost, in units of one plain step of the target.
 
-    ``draft_step`` is c: one draft token. ``verify`` holds v(1), v(2), ... where v(m) is the cost of checking m tokens
-    at once; beyond its end v grows on with its last slope. ``draft_read`` is what one token more costs that the draft
-    model reads with others: what it missed while it did not draft. Measured once by the engine and then fixed, so that
-    a choice never depends on the clock.
+    ``draft_step`` is c: one draft token; ``draft_start`` is what a draft of any length costs besides. ``verify`` holds
+    v(1), v(2), ... where v(m) is the cost of checking m tokens at once; beyond its end v grows on with its last slope.
+    ``draft_read`` is what one token more costs that the draft model reads with others: what it missed while it did not
+    draft. Measured once by the engine and then fixed, so that a choice never depends on the clock.
     """
 
     draft_step: float
     verify: tuple[float, ...] = (1.0, 1.03, 1.06, 1.1, 1.14, 1.18, 1.22, 1.26)
     draft_read: float = 0.0
+    draft_start: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.draft_step < 0 or self.draft_read < 0 or not self.verify or min(self.verify) <= 0:
+        if min(self.draft_step, self.draft_read, self.draft_start) < 0 or not self.verify or min(self.verify) <= 0:
             raise ValueError(f"costs must be positive: {self}")
 
     def verify_cost(self, num_tokens: int) -> float:
@@ -55,6 +61,10 @@ class CostModel:
         slope = self.verify[-1] - self.verify[-2] if known > 1 else 0.0
         return self.verify[-1] + slope * (num_tokens - known)
 
+    def draft_cost(self, num_drawn: int) -> float:
+        """What a model's draft of so many tokens costs."""
+        return self.draft_start + num_drawn * self.draft_step if num_drawn else 0.0
+
 
 class LengthPolicy(Protocol):
     """Decides, token by token, whether drafting one more pays."""
@@ -63,7 +73,9 @@ class LengthPolicy(Protocol):
         """A text begins, or goes on elsewhere; the draft model has yet to read ``unread`` tokens of it."""
         ...
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """See ``drafters.protocol.WantsMore``. Changes nothing."""
         ...
 
@@ -93,9 +105,11 @@ class FixedLength:
     def begin(self, unread: int) -> None:
         """Nothing depends on it."""
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """Whether there are fewer than ``length`` yet. Free tokens are always welcome."""
-        del upcoming, instead
+        del upcoming, instead, drawn
         return len(confidences) < self.length
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
@@ -119,9 +133,11 @@ class TheoryLength:
     def begin(self, unread: int) -> None:
         """Nothing depends on it."""
 
-    def wants_more(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def wants_more(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """Whether there are fewer than the best length yet."""
-        del upcoming, instead
+        del upcoming, instead, drawn
         return len(confidences) < self._length
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
@@ -136,6 +152,7 @@ class TheoryLength:
         best, speed, written = 0, 1.0, 1.0
         for k in range(1, self._max_length + 1):
             written += acceptance**k
-            now = written / (k * self._costs.draft_step + self._costs.verify_cost(k + 1))
+            drafting = self._costs.draft_start + k * self._costs.draft_step
+            now = written / (drafting + self._costs.verify_cost(k + 1))
             best, speed = (k, now) if now > speed else (best, speed)
         return best

@@ -68,10 +68,9 @@ def replay(
             draft, hits = _draft(outcomes, place, length, policy)
             k = len(draft.confidences)
             policy.learn(draft, Verdict((0,) * (hits + 1), hits, k))
-            cost += costs.verify_cost(k + 1)
-            if k and not draft.free:
-                cost += k * costs.draft_step + unread * costs.draft_read
-            unread = 0 if k and not draft.free else unread + hits + 1
+            cost += costs.verify_cost(k + 1) + costs.draft_cost(draft.num_drawn)
+            cost += unread * costs.draft_read if draft.num_drawn else 0.0
+            unread = 0 if draft.num_drawn else unread + hits + 1
             place, rounds, drafted, accepted = place + hits + 1, rounds + 1, drafted + k, accepted + hits
         tokens += length
     return ReplayResult(tokens, rounds, drafted, accepted, cost)
@@ -86,10 +85,10 @@ def _texts(trace: Trace) -> list[tuple[dict[int, _Outcome], int, int]]:
         origin = starts.setdefault(row.text, row.start)
         lengths[row.text] = row.start + len(row.written) - origin
         for i in range(min(row.num_accepted + 1, len(row.drafted))):
-            hit = i < row.num_accepted
+            hit, free = i < row.num_accepted, row.free or i >= len(row.drafted) - row.num_copied
             confidence = row.confidences[i] if row.confidences else None
             blind = () if hit else row.confidences[i + 1 :]
-            outcomes[row.text][row.start - origin + i] = _Outcome(hit, confidence, row.free, blind)
+            outcomes[row.text][row.start - origin + i] = _Outcome(hit, confidence, free, blind)
     return [(outcomes[text], starts[text], lengths[text]) for text in starts]
 
 

@@ -28,7 +28,8 @@ FORMAT = "draftsmith trace 1"
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
     """One round of one text. ``start``: the position of its first token; ``drafted`` and ``written``: tokens proposed,
-    and kept or added. Times in seconds; ``began`` counts from the beginning of the trace."""
+    and kept or added; ``num_copied``: the last so many of the proposed ones were copied after drawn ones. Times in
+    seconds; ``began`` counts from the beginning of the trace."""
 
     text: int
     start: int
@@ -40,6 +41,7 @@ class RoundRecord:
     began: float
     draft_s: float
     check_s: float
+    num_copied: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class _TracedSession:
                     began,
                     drafted - began,
                     ended - drafted,
+                    draft.num_copied,
                 )
             )
         self.pending = None
@@ -143,6 +146,7 @@ def trace_json(trace: Trace, spell: Callable[[int], str]) -> dict[str, Any]:
             "free": row.free,
             "written": list(row.written),
             "num_accepted": row.num_accepted,
+            "num_copied": row.num_copied,
             "draft_text": "".join(map(spell, row.drafted)),
             "written_text": "".join(map(spell, row.written)),
         }
@@ -150,7 +154,8 @@ def trace_json(trace: Trace, spell: Callable[[int], str]) -> dict[str, Any]:
         events.append(_event("draft", number, row.began, row.draft_s, {"tokens": len(row.drafted)}))
         events.append(_event("check", number, row.began + row.draft_s, row.check_s, {"tokens": len(row.drafted) + 1}))
     steps = trace.costs
-    costs = {"draft_step": steps.draft_step, "draft_read": steps.draft_read, "verify": list(steps.verify)}
+    drafting = {"draft_step": steps.draft_step, "draft_read": steps.draft_read, "draft_start": steps.draft_start}
+    costs = {**drafting, "verify": list(steps.verify)}
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
@@ -182,11 +187,11 @@ def read_trace(path: Path) -> Trace:
 
 
 def _costs(value: dict[str, Any]) -> CostModel:
-    numbers = [value["draft_step"], value.get("draft_read", 0.0), *value["verify"]]
-    step, read, *verify = map(float, numbers)
-    if not all(map(math.isfinite, (step, read, *verify))):
+    numbers = [value["draft_step"], value.get("draft_read", 0.0), value.get("draft_start", 0.0), *value["verify"]]
+    step, read, start, *verify = map(float, numbers)
+    if not all(map(math.isfinite, numbers)):
         raise ValueError("costs that are no numbers")
-    return CostModel(step, tuple(verify), read)
+    return CostModel(step, tuple(verify), read, start)
 
 
 def _record(event: dict[str, Any], checks: dict[int, float]) -> RoundRecord:
@@ -204,7 +209,11 @@ def _record(event: dict[str, Any], checks: dict[int, float]) -> RoundRecord:
         began=event["ts"] / 1e6,
         draft_s=event["dur"] / 1e6 - check_s,
         check_s=check_s,
+        num_copied=int(args.get("num_copied", 0)),
     )
-    if not 0 <= record.num_accepted <= len(drafted) or len(record.confidences) not in (0, len(drafted)):
+    if not 0 <= record.num_copied <= len(drafted) >= record.num_accepted >= 0 or len(record.confidences) not in (
+        0,
+        len(drafted),
+    ):
         raise ValueError("inconsistent round")
     return record

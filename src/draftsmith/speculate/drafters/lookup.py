@@ -11,7 +11,7 @@ from draftsmith.errors import UsageError
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
-__all__ = ["PromptLookupDrafter", "PromptLookupSession", "copy_confidence"]
+__all__ = ["PromptLookupDrafter", "PromptLookupSession", "copied", "copy_confidence"]
 
 _LONGEST_LOOK_BACK = 32  # how far a match is followed back to tell how good it is
 
@@ -59,39 +59,51 @@ class PromptLookupSession:
             self._indexed.append(token_id)
 
     def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
-        """Copy what followed the most recent longest match, as long as it is wanted.
-
-        A match whose copy runs into the end of the text goes on with what was copied, so repetitions are continued.
-        """
+        """Copy what followed the most recent longest match, as long as it is wanted."""
         self.read(token_ids)
-        source = self._match()
+        return self.copy_after((), max_tokens, wants_more)
+
+    def copy_after(self, drawn: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """See ``protocol.CopyingDraftSession``."""
+        text = [*self._indexed[-_LONGEST_LOOK_BACK:], *drawn]
+        source = self._match(text)
         if source is None:
             return Draft(())
-        match = self._match_length(source)
-        drawn: list[int] = []
-        confidences: list[float] = []
-        while len(drawn) < max_tokens and wants_more(confidences, copy_confidence(match + len(drawn))):
-            at = source + len(drawn)
-            confidences.append(copy_confidence(match + len(drawn)))
-            drawn.append(self._indexed[at] if at < len(self._indexed) else drawn[at - len(self._indexed)])
-        return Draft(tuple(drawn), None, tuple(confidences), free=bool(drawn))
+        return copied(self._indexed, drawn, source, self._match_length(text, source), max_tokens, wants_more)
 
     def commit(self, verdict: Verdict) -> None:
         """Nothing to undo: only the text itself is indexed."""
 
-    def _match(self) -> int | None:
-        """The position of the token that followed the best match, if there is one."""
-        text = self._indexed
+    def _match(self, text: Sequence[int]) -> int | None:
+        """The position of the token that followed the best match of the end of ``text``, if there is one."""
         for size in self._sizes:
             if size <= len(text) and (source := self._follows.get(tuple(text[-size:]))) is not None:
                 return source
         return None
 
-    def _match_length(self, source: int) -> int:
-        text, length = self._indexed, 0
-        while length < min(source, _LONGEST_LOOK_BACK) and text[source - 1 - length] == text[-1 - length]:
+    def _match_length(self, text: Sequence[int], source: int) -> int:
+        """Of the end of ``text`` and what came before ``source``."""
+        most, length = min(source, _LONGEST_LOOK_BACK, len(text)), 0
+        while length < most and self._indexed[source - 1 - length] == text[-1 - length]:
             length += 1
         return length
+
+
+def copied(
+    text: Sequence[int], drawn: Sequence[int], source: int, match: int, max_tokens: int, wants_more: WantsMore
+) -> Draft:
+    """The tokens of ``text`` from ``source`` on, and then of what follows the text: ``drawn`` and the copy itself.
+
+    ``match``: how many tokens before ``source`` are like the end of text and ``drawn``. So repetitions are continued.
+    """
+    token_ids: list[int] = []
+    confidences: list[float] = []
+    while len(token_ids) < max_tokens and wants_more(confidences, copy_confidence(match + len(token_ids))):
+        at = source + len(token_ids) - len(text)
+        confidences.append(copy_confidence(match + len(token_ids)))
+        beyond = at - len(drawn)
+        token_ids.append(text[at] if at < 0 else drawn[at] if beyond < 0 else token_ids[beyond])
+    return Draft(tuple(token_ids), None, tuple(confidences), free=bool(token_ids))
 
 
 def copy_confidence(match: int) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from draftsmith.model.protocol import DraftingModel, DraftRun, Model, TokenChoice, TokenRun
 from draftsmith.sampling import Noise, NoiseSource, TextState, probability_of
-from draftsmith.speculate.drafters.protocol import DraftSteps, WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, Until, WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
 
 __all__ = ["ModelDraftSession", "ModelDrafter", "common_prefix", "common_vocabulary", "drafting", "drive", "softmax_at"]
@@ -84,27 +84,55 @@ class ModelDraftSession:
         """See ``protocol.DraftSession.draft``. Unread text and the first step are one forward."""
         return drive(self._model, self.steps(token_ids, max_tokens, wants_more))
 
-    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore, until: Until | None = None
+    ) -> DraftSteps:
         """See ``protocol.SteppedDraftSession.steps``."""
         self._pending = []
-        if not self._can_read(token_ids):
-            return Draft(())
         room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
+        if room < 1 or not wants_more([], None) or not self._can_read(token_ids):
+            return Draft(())
         self._catch_up_history(token_ids)
         limit = self._vocab_limit(token_ids)
-        if room < 1 or not self._text.allows_any(limit) or not wants_more([], None):
+        if not self._text.allows_any(limit):
             return Draft(())
         if self._draws_from_rows_alone:
-            return (yield from self._in_one_call(token_ids, room, limit, wants_more))
-        return (yield from self._token_by_token(token_ids, room, limit, wants_more))
+            if until is None:
+                return (yield from self._in_one_call(token_ids, room, limit, wants_more))
+            return (yield from self._watched(token_ids, room, limit, wants_more, until))
+        return (yield from self._token_by_token(token_ids, room, limit, wants_more, until))
 
     def _in_one_call(self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore) -> DraftSteps:
-        params, confidences = self._params, list[float]()
+        confidences: list[float] = []
 
         def wants_another(confidence: float) -> bool:
             confidences.append(confidence)
             return len(confidences) < room and wants_more(confidences, None)
 
+        self._pending = yield from self._call(token_ids[len(self._held) :], room, limit, len(token_ids), wants_another)
+        return Draft(tuple(self._pending), None, tuple(confidences))
+
+    def _watched(
+        self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore, until: Until
+    ) -> DraftSteps:
+        """The same with a call for every token, so that ``until`` can be asked after each."""
+        drawn, confidences = self._pending, list[float]()
+
+        def no_more(confidence: float) -> bool:
+            confidences.append(confidence)
+            return False
+
+        while not drawn or (len(drawn) < room and not until(drawn, confidences) and wants_more(confidences, None)):
+            unread = drawn[-1:] or token_ids[len(self._held) :]
+            position = len(token_ids) + len(drawn)
+            drawn += yield from self._call(unread, 1, limit, position, no_more)
+        return Draft(tuple(drawn), None, tuple(confidences))
+
+    def _call(
+        self, unread: Sequence[int], room: int, limit: int, position: int, wants_another: Callable[[float], bool]
+    ) -> Generator[DraftRun, list[int], list[int]]:
+        """Let the model read and draw, and keep account of it. Returns the tokens drawn."""
+        params = self._params
         choice = TokenChoice(
             greedy=params.greedy,
             temperature=params.temperature,
@@ -112,21 +140,21 @@ class ModelDraftSession:
             top_p=params.top_p,
             min_p=params.min_p,
             seed=params.seed or 0,
-            position=len(token_ids),
+            position=position,
         )
-        unread = token_ids[len(self._held) :]
         try:
             drawn = yield DraftRun(self._cache, unread, room, choice, wants_another, min(limit, self._vocab_size))
         except BaseException:  # the call went wrong somewhere on its way
             self._keep(len(self._held))
             raise
         self._held += [*unread, *drawn[:-1]]
-        self._pending = drawn
         for token_id in drawn:
             self._text.push(token_id)
-        return Draft(tuple(drawn), None, tuple(confidences))
+        return drawn
 
-    def _token_by_token(self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore) -> DraftSteps:
+    def _token_by_token(
+        self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore, until: Until | None
+    ) -> DraftSteps:
         """The same where the distribution has to be known (rejection) or depends on the text (penalties, grammars)."""
         drawn = self._pending
         distributions: list[Distribution] = []
@@ -141,6 +169,8 @@ class ModelDraftSession:
             distributions.append(q)
             confidences.append(softmax_at(logits, drawn[-1]) if self._params.greedy else probability_of(q, drawn[-1]))
             self._text.push(drawn[-1])
+            if until is not None and until(drawn, confidences):
+                break
         sampled = self._rule == "rejection" and not self._params.greedy
         return Draft(tuple(drawn), tuple(distributions) if sampled else None, tuple(confidences))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from draftsmith.model.protocol import DraftRun, Model, TokenRun
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
-__all__ = ["DraftSession", "DraftSteps", "Drafter", "SteppedDraftSession", "WantsMore"]
+__all__ = [
+    "CopyingDraftSession",
+    "DraftSession",
+    "DraftSteps",
+    "Drafter",
+    "SteppedDraftSession",
+    "Until",
+    "WantsMore",
+]
 
 DraftSteps: TypeAlias = Generator[TokenRun | DraftRun, Any, Draft]
 """A draft in the making: every TokenRun is answered with its logits, every DraftRun with the tokens drawn."""
@@ -17,14 +25,21 @@ DraftSteps: TypeAlias = Generator[TokenRun | DraftRun, Any, Draft]
 class WantsMore(Protocol):
     """Whether to draft one token more."""
 
-    def __call__(self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False) -> bool:
+    def __call__(
+        self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+    ) -> bool:
         """``confidences`` are those of the round's draft tokens so far (none yet: whether to draft at all).
 
         ``upcoming`` is the confidence of the next token where the drafter knows it for nothing and without having drawn
         it (that token is then free), else None. ``instead``: if the answer is no, the drafter can draw tokens at a cost
-        in place of the free one; is the free one the better way?
+        in place of the free one; is the free one the better way? ``drawn``: the first so many tokens were drawn, and
+        the upcoming one would be copied after them.
         """
         ...
+
+
+Until: TypeAlias = Callable[[Sequence[int], Sequence[float]], bool]
+"""Told the tokens drawn so far and their confidences: is there a better way to go on than to draw?"""
 
 
 class DraftSession(Protocol):
@@ -52,6 +67,18 @@ class DraftSession(Protocol):
 
 
 @runtime_checkable
+class CopyingDraftSession(DraftSession, Protocol):
+    """A session that copies, also after tokens that another drafter has drawn."""
+
+    def copy_after(self, drawn: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """What followed the last time that the text ended as it does now with ``drawn``; ``draft`` has read the text.
+
+        ``wants_more`` hears of the copied tokens alone. Changes nothing, and needs no ``commit``.
+        """
+        ...
+
+
+@runtime_checkable
 class SteppedDraftSession(DraftSession, Protocol):
     """A session that leaves the forwards of its model to the caller, who may run those of several texts as one."""
 
@@ -60,8 +87,11 @@ class SteppedDraftSession(DraftSession, Protocol):
         """The model that the runs are for."""
         ...
 
-    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
-        """``draft``, step by step: what it yields is for ``model`` to do; it returns the draft."""
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore, until: Until | None = None
+    ) -> DraftSteps:
+        """``draft``, step by step: what it yields is for ``model`` to do; it returns the draft, which may be cut short
+        where ``until`` says so."""
         ...
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from draftsmith.errors import UsageError
-from draftsmith.speculate.drafters.lookup import copy_confidence
+from draftsmith.speculate.drafters.lookup import copied
 from draftsmith.speculate.drafters.protocol import WantsMore
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
@@ -157,17 +157,17 @@ class SuffixDraftSession:
         A copy that runs into the end of the text goes on with what was copied, so repetitions are continued.
         """
         self.read(token_ids)
-        _, length = self._match
+        return self.copy_after((), max_tokens, wants_more)
+
+    def copy_after(self, drawn: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        """See ``protocol.CopyingDraftSession``."""
+        (state, length), source = self._match, self._source
+        for token_id in drawn:
+            state, length = self._automaton.step(state, length, token_id)
+            source = self._automaton.end_of(state)
         if length < self._drafter.min_match:
             return Draft(())
-        text, source = self._automaton.token_ids, self._source
-        drawn: list[int] = []
-        confidences: list[float] = []
-        while len(drawn) < max_tokens and wants_more(confidences, copy_confidence(length + len(drawn))):
-            at = source + len(drawn)
-            confidences.append(copy_confidence(length + len(drawn)))
-            drawn.append(text[at] if at < len(text) else drawn[at - len(text)])
-        return Draft(tuple(drawn), None, tuple(confidences), free=bool(drawn))
+        return copied(self._automaton.token_ids, drawn, source, length, max_tokens, wants_more)
 
     def commit(self, verdict: Verdict) -> None:
         """Nothing to undo: only the text itself is in the automaton."""

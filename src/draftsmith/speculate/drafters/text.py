@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate.drafters.foreign import DraftReading
 from draftsmith.speculate.drafters.model import drive, softmax_at
-from draftsmith.speculate.drafters.protocol import DraftSteps, WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, Until, WantsMore
 from draftsmith.speculate.retokenize import ByteEncoder
 from draftsmith.speculate.vocabulary import VocabularyMap
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
@@ -81,8 +81,12 @@ class TextDraftSession:
         """See ``protocol.DraftSession``."""
         return drive(self._model, self.steps(token_ids, max_tokens, wants_more))
 
-    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
-        """See ``protocol.SteppedDraftSession``. ``wants_more`` hears of the draft model's tokens, one by one."""
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore, until: Until | None = None
+    ) -> DraftSteps:
+        """See ``protocol.SteppedDraftSession``. ``wants_more`` hears of the draft model's tokens, one by one; ``until``
+        is not asked, since what the tokens are in the target's vocabulary is known at the end."""
+        del until
         if max_tokens < 1 or not wants_more([], None):
             return Draft(())
         self._reading.text.sync(token_ids)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from draftsmith.model.protocol import Model
 from draftsmith.speculate.drafters.foreign import ForeignModel
 from draftsmith.speculate.drafters.model import ModelDrafter
-from draftsmith.speculate.drafters.protocol import DraftSteps, SteppedDraftSession, WantsMore
+from draftsmith.speculate.drafters.protocol import DraftSteps, SteppedDraftSession, Until, WantsMore
 from draftsmith.speculate.drafters.text import TextDrafter
 from draftsmith.speculate.vocabulary import VocabularyMap
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
@@ -81,9 +81,11 @@ class TranslatedDraftSession:
         """See ``protocol.DraftSession``."""
         return self._sessions[self._way].draft(token_ids, max_tokens, wants_more)
 
-    def steps(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> DraftSteps:
+    def steps(
+        self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore, until: Until | None = None
+    ) -> DraftSteps:
         """See ``protocol.SteppedDraftSession``."""
-        return self._sessions[self._way].steps(token_ids, max_tokens, wants_more)
+        return self._sessions[self._way].steps(token_ids, max_tokens, wants_more, until)
 
     def commit(self, verdict: Verdict) -> None:
         """See ``protocol.DraftSession``."""
