@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], bool]:
         gains = {
             "plain gain": runners["together"].times(runners["alone"]),
             "drafted gain": runners["drafted_together"].times(runners["drafted_alone"]),
-            "alone": runners["drafted_alone"].times(runners["alone"]),
+            "drafted / plain alone": runners["drafted_alone"].times(runners["alone"]),
             "drafted / plain": runners["drafted_together"].times(runners["together"]),
         }
         rows.append({"size": size, **row, **gains})
