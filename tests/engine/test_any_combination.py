@@ -74,8 +74,9 @@ def any_request(dice: Random) -> Request:
     params = dataclasses.replace(params, **some)
     constraint = None
     if dice.random() < 0.3:
-        params = dataclasses.replace(params, grammar=dice.choice(GRAMMARS), ignore_eos=False, logit_bias={})
-        constraint = compiler().compile(params.grammar)
+        grammar = dice.choice(GRAMMARS)
+        params = dataclasses.replace(params, grammar=grammar, ignore_eos=False, logit_bias={})
+        constraint = compiler().compile(grammar)
     elif dice.random() < 0.3:
         params = dataclasses.replace(params, logits_processors=(ForbidsRepeats(dice.randint(2, 4)),))
     return Request(prompt_ids=prompt(dice.choice(PROMPTS)), sampling=params, constraint=constraint)

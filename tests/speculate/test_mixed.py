@@ -167,9 +167,9 @@ def test_a_copy_after_drawn_tokens_is_learnt_from_as_a_copy() -> None:
     assert policy.wants_more([0.9], None)
 
 
-def test_a_grammar_cuts_the_copied_end_first() -> None:
+def test_a_grammar_cuts_the_copied_end_first(monkeypatch: pytest.MonkeyPatch) -> None:
     text = TextState(Request(prompt_ids=(1,), sampling=SamplingParams(greedy=True)))
-    text.count_valid = lambda _: 3  # type: ignore[method-assign]
+    monkeypatch.setattr(TextState, "count_valid", lambda *_: 3)
     cut = without_forbidden(Draft((1, 2, 3, 4, 5), None, (0.5,) * 5, num_copied=3), text)
     assert (cut.token_ids, cut.num_copied, cut.num_drawn) == ((1, 2, 3), 1, 2)
 

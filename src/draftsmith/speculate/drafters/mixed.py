@@ -115,12 +115,14 @@ class MixedDraftSession:
             return None
         free = self._free
 
-        def until(drawn: Sequence[int], confidences: Sequence[float]) -> bool:
-            def better(_: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0) -> bool:
+        def until(drawn_ids: Sequence[int], of_drawn: Sequence[float]) -> bool:
+            def better(
+                confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
+            ) -> bool:
                 del instead, drawn
-                return wants_more(confidences, upcoming, instead=True, drawn=len(confidences))
+                return wants_more([*of_drawn, *confidences], upcoming, instead=True, drawn=len(of_drawn))
 
-            return bool(free.copy_after(drawn, 1, better).token_ids)
+            return bool(free.copy_after(drawn_ids, 1, better).token_ids)
 
         return until
 
