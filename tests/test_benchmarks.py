@@ -29,6 +29,7 @@ from tests.support.tiny import tiny_folder
 OPTIONS = EngineOptions(threads=1)
 SCRIPTS = (
     "batch",
+    "curves",
     "decode",
     "drafters",
     "experts",
