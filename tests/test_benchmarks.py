@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from benchmarks import common, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
+from benchmarks import common, curves, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
 from benchmarks.perplexity import log_probabilities, python_reference
 from draftsmith.engine.loading import load_model
 from draftsmith.engine.options import EngineOptions
 from draftsmith.measure.prompts import read_prompts
 from draftsmith.model.protocol import Model, TokenRun
-from draftsmith.speculate import compare_vocabularies
+from draftsmith.speculate import CostModel, RoundRecord, Trace, compare_vocabularies, trace_json
 from draftsmith.speculate.retokenize import ByteEncoder
 from draftsmith.text import Tokenizer
 from tests.support.made_tokenizers import corpus, llama_json, sentencepiece_model, training_lines
@@ -174,6 +174,17 @@ def test_a_map_that_loses_a_byte_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     encode = ByteEncoder.encode
     monkeypatch.setattr(ByteEncoder, "encode", lambda self, data, **how: encode(self, data[:-1], **how))
     assert not vocabularies.lossless(both, encoder, text, dice)[0]
+
+
+def test_curves_are_drawn_from_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tokens of every draft are right, so the curve ends at 2 and its best is not far from there."""
+    rounds = [RoundRecord(0, 3 * i, (1,) * 4, (0.9,) * 4, False, (1, 1, 2), 2, 0.0, 0.1, 0.1) for i in range(1, 30)]
+    path, picture = tmp_path / "two.json", tmp_path / "curves.png"
+    path.write_text(json.dumps(trace_json(Trace("small", tuple(rounds), CostModel(0.2)), str)))
+    assert curves.main(["--out", str(picture), str(path)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 100_000
+    assert capsys.readouterr().out.split()[:4] == ["two", "best", "fixed", "2"]
 
 
 def _greedy(model: Model) -> list[int]:
