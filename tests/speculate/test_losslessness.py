@@ -37,6 +37,7 @@ from draftsmith.speculate.drafters.model import ModelDraftSession
 from draftsmith.speculate.drafters.protocol import DraftSession
 from draftsmith.speculate.drafters.text import TextDrafter
 from draftsmith.types import Distribution, Draft, Request, SamplingParams, VerificationRule
+from tests.support.lengths import Eager
 from tests.support.letters import letters
 
 Text = tuple[int, ...]
@@ -180,7 +181,7 @@ def model_session(model: Model, request: Request, cls: type[ModelDraftSession] =
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("drafter", ["model", "lookup", "suffix", "mixed", "common tokens", "text"])
-@pytest.mark.parametrize("policy", [FixedLength(1), FixedLength(2), FixedLength(3), None], ids=str)
+@pytest.mark.parametrize("policy", [FixedLength(1), FixedLength(2), FixedLength(3), Eager(3), None], ids=str)
 def test_rejection_is_exact(
     options: dict[str, Any], drafter: str, policy: LengthPolicy | None, table_model: Factory
 ) -> None:

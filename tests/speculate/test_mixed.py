@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.sampling import TextState, point
 from draftsmith.speculate import (
     AutoLength,
@@ -23,6 +26,7 @@ from draftsmith.speculate.constrained import without_forbidden
 from draftsmith.speculate.drafters.mixed import MixedModelSession
 from draftsmith.speculate.drafters.protocol import Until
 from draftsmith.types import Draft, Request, SamplingParams, Verdict
+from tests.support.lengths import Eager
 
 Factory = Callable[..., Any]
 
@@ -131,21 +135,21 @@ COPYING = pytest.mark.parametrize("free", [PromptLookupDrafter(4, 2), SuffixDraf
 def test_a_copy_goes_on_after_tokens_that_lead_back(free: Any, watched: bool) -> None:
     """7 and 8 were followed by 9, 4, 5, 6 and by nothing that ends like the text; the copy runs into itself at last."""
     text = [7, 8, 9, 4, 5, 6, 1]
-    draft = mixed_draft(text, (7, 8), 9, FixedLength(9).wants_more, free=free, watched=watched)
+    draft = mixed_draft(text, (7, 8), 9, Eager(9).wants_more, free=free, watched=watched)
     assert draft.token_ids == (7, 8, 9, 4, 5, 6, 1, 7, 8)
     assert (draft.num_drawn, draft.num_copied, draft.free) == (2, 7, False)
     assert draft.confidences == pytest.approx((0.9, 0.9, *(n / (n + 1) for n in range(2, 9))))
     assert draft.distributions is not None
     assert [int(q.token_ids[0]) for q in draft.distributions] == list(draft.token_ids)
-    assert mixed_draft(text, (7, 8), 2, FixedLength(9).wants_more, free=free, watched=watched).num_copied == 0
-    assert mixed_draft(text, (7, 3), 9, FixedLength(9).wants_more, free=free, watched=watched).token_ids == (7, 3)
+    assert mixed_draft(text, (7, 8), 2, Eager(9).wants_more, free=free, watched=watched).num_copied == 0
+    assert mixed_draft(text, (7, 3), 9, Eager(9).wants_more, free=free, watched=watched).token_ids == (7, 3)
 
 
 @COPYING
 def test_watched_drawing_ends_where_a_copy_is_better(free: Any) -> None:
     text, draws = [7, 8, 9, 4, 5, 6, 1], (7, 8, 9, 4, 5, 6)
-    drawn = mixed_draft(text, draws, 6, FixedLength(6).wants_more, free=free, watched=False)
-    found = mixed_draft(text, draws, 6, FixedLength(6).wants_more, free=free, watched=True)
+    drawn = mixed_draft(text, draws, 6, Eager(6).wants_more, free=free, watched=False)
+    found = mixed_draft(text, draws, 6, Eager(6).wants_more, free=free, watched=True)
     assert (drawn.num_drawn, found.num_drawn) == (6, 2)
     assert drawn.token_ids == found.token_ids
     dear, cheap = (AutoLength(CostModel(c, CHECKS)) for c in (0.4, 0.0))

@@ -108,9 +108,9 @@ class FixedLength:
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
     ) -> bool:
-        """Whether there are fewer than ``length`` yet. Free tokens are always welcome."""
-        del upcoming, instead, drawn
-        return len(confidences) < self.length
+        """Whether there are fewer than ``length`` yet. Free tokens are welcome, but a draft is of one kind."""
+        del upcoming, instead
+        return not drawn and len(confidences) < self.length
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Learns nothing."""
@@ -137,8 +137,8 @@ class TheoryLength:
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
     ) -> bool:
         """Whether there are fewer than the best length yet."""
-        del upcoming, instead, drawn
-        return len(confidences) < self._length
+        del upcoming, instead
+        return not drawn and len(confidences) < self._length
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted; none after the first rejection was judged."""
