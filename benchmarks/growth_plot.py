@@ -58,6 +58,6 @@ def plot(found: Mapping[str, Rows], path: Path) -> Path:
     context.legend(fontsize=6.5)
     batch.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
     return path
