@@ -112,8 +112,11 @@ def measure(vocabularies: VocabularyMap, texts: Sequence[str]) -> dict[str, Any]
     seconds = time.perf_counter() - began
     tokens = sum(count for _, _, count in found)
     target, draft = vocabularies.target, vocabularies.draft
-    pairs = zip(vocabularies.target_ids.tolist(), vocabularies.draft_ids.tolist(), strict=True)
-    same_ids = sum(t == d and target.token_bytes(t) == draft.token_bytes(d) for t, d in pairs)
+    contents = [
+        [(tokenizer.is_special(i), tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+        for tokenizer in (target, draft)
+    ]
+    same_ids = sum(one == other for one, other in zip(*contents, strict=False))
     return {
         "same ids": same_ids,
         "tokens in common": len(vocabularies.target_ids),
