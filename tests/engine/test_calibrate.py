@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine.calibrate import measure_steps
@@ -13,45 +14,63 @@ from draftsmith.model.protocol import Logits, TokenRun
 from tests.support.fakes import FakeModel
 
 
-class SlowModel(FakeModel):
-    """Takes ``seconds`` a forward, whatever its size."""
+class Clock:
+    """Stands still unless a model works."""
 
-    def __init__(self, seconds: float, max_context: int = 512) -> None:
-        super().__init__(max_context=max_context)
-        self._seconds = seconds
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class SlowModel(FakeModel):
+    """Takes ``seconds`` of ``clock`` a forward, whatever its size."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__(max_context=512)
+        self.clock, self.seconds = clock, seconds
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
-        time.sleep(self._seconds)
+        self.clock.seconds += self.seconds
         return super().forward(runs)
 
 
 def test_costs_are_relative_to_a_plain_step() -> None:
-    steps = measure_steps(SlowModel(0.02), SlowModel(0.005))
-    assert 0.02 <= steps.plain_s < 0.1
-    assert 0.1 < steps.costs.draft_step < 0.9
-    assert len(steps.costs.verify) == 32
-    assert steps.costs.verify[0] == 1
-    assert list(steps.costs.verify) == sorted(steps.costs.verify)
+    clock = Clock()
+    steps = measure_steps(SlowModel(clock, 0.02), SlowModel(clock, 0.005), clock=clock)
+    assert steps.plain_s == pytest.approx(0.02)
+    assert steps.costs.draft_step == pytest.approx(0.25)
+    assert steps.costs.verify == pytest.approx([1.0] * 32)
 
 
 class DisturbedModel(SlowModel):
     """Takes ten times as long for its first forwards of more than two tokens."""
 
-    def __init__(self, seconds: float, forwards: int) -> None:
-        super().__init__(seconds)
+    def __init__(self, clock: Clock, seconds: float, forwards: int) -> None:
+        super().__init__(clock, seconds)
         self.forwards = forwards
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         if 2 < len(runs[0].token_ids) < 64 and self.forwards > 0:
             self.forwards -= 1
-            time.sleep(9 * self._seconds)
+            self.clock.seconds += 9 * self.seconds
         return super().forward(runs)
 
 
 def test_a_disturbance_does_not_count() -> None:
-    """Two whole rounds of all sizes are disturbed, and half of the third."""
-    verify = measure_steps(DisturbedModel(0.004, forwards=25)).costs.verify
-    assert max(verify) < 2
+    """Two whole rounds of all sizes are disturbed alike, and half of the third."""
+    clock = Clock()
+    model = DisturbedModel(clock, 0.004, forwards=25)
+    verify = measure_steps(model, clock=clock).costs.verify
+    assert model.forwards == 0
+    assert verify == pytest.approx([1.0] * 32)
+
+
+def test_a_model_so_slow_that_the_budget_is_used_up_is_measured_twice() -> None:
+    clock = Clock()
+    assert measure_steps(SlowModel(clock, 1.0), clock=clock).plain_s == pytest.approx(1.0)
+    assert clock.seconds < 60  # 12 forwards of different sizes, a plain one more and 12 caches to fill
 
 
 def test_no_draft_model_costs_nothing() -> None:

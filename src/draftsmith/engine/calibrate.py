@@ -17,8 +17,9 @@ __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
 _SIZES = (1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32)  # kernels work in tiles of 8 and 16: steps lie after these
 _DRAFT_SIZES = (1, 16)
 _DRAWS = 4
-_FEWEST, _MOST = 2, 24  # times that each size is measured
-_BUDGET_S = 4.0  # once this is used up, none is measured a third time, settled or not
+_FEWEST, _MOST = 4, 24  # times that each size is measured: more than a disturbance of some forwards of each lasts
+_FEWEST_LATE = 2  # of models so slow that the budget is used up before
+_BUDGET_S = 4.0  # once this is used up, no size is measured again, settled or not
 _AGREEMENT = 1.07  # the two shortest times of a size are at most so far apart when it is settled
 _CONTEXT = 64  # tokens in the cache while measuring
 
@@ -60,19 +61,22 @@ class MeasuredLength:
             self._policy.learn(draft, verdict)
 
 
-def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
+def measure_steps(
+    target: Model, draft: Model | None = None, *, clock: Callable[[], float] = time.perf_counter
+) -> StepCosts:
     """Time forwards of 1 to 32 tokens of the target and steps of the draft model (None: drafts cost nothing).
 
     The two take turns, as they do while text is written: each finds the processor's caches full of the other. A plain
     step follows another one. It goes on until the two shortest times of everything agree: what other programs do to the
-    machine for a moment must not count for all texts to come.
+    machine for a moment must not count for all texts to come. ``clock``: seconds that only grow.
     """
-    timers = [_Timer(target, size) for size in _SIZES if size <= target.max_context]
-    drafts = [] if draft is None else _draft_timers(draft)
-    deadline = time.perf_counter() + _BUDGET_S
+    timers = [_Timer(target, size, clock) for size in _SIZES if size <= target.max_context]
+    drafts = [] if draft is None else _draft_timers(draft, clock)
+    deadline = clock() + _BUDGET_S
     for repeat in range(_MOST):
-        late = time.perf_counter() > deadline
-        if repeat >= _FEWEST and (late or all(timer.settled for timer in (*timers, *drafts))):
+        if repeat >= _FEWEST_LATE and clock() > deadline:
+            break
+        if repeat >= _FEWEST and all(timer.settled for timer in (*timers, *drafts)):
             break
         for place in range(max(len(timers), len(drafts))):
             timer = timers[place % len(timers)]
@@ -97,11 +101,11 @@ def measure_steps(target: Model, draft: Model | None = None) -> StepCosts:
     return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain))
 
 
-def _draft_timers(draft: Model) -> list[_Timer]:
+def _draft_timers(draft: Model, clock: Callable[[], float]) -> list[_Timer]:
     """Of a draft of one token, of several, and of one after reading more: as far as the context goes."""
     several = _DRAWS if isinstance(draft, DraftingModel) and draft.max_context > _DRAWS else 1
     longest = max(size for size in _DRAFT_SIZES if size <= draft.max_context)
-    return [_Timer(draft, 1, draws=1), _Timer(draft, 1, draws=several), _Timer(draft, longest, draws=1)]
+    return [_Timer(draft, size, clock, draws) for size, draws in ((1, 1), (1, several), (longest, 1))]
 
 
 class _Timer:
@@ -112,9 +116,10 @@ class _Timer:
     slower.
     """
 
-    def __init__(self, model: Model, size: int, *, draws: int = 0) -> None:
+    def __init__(self, model: Model, size: int, clock: Callable[[], float], draws: int = 0) -> None:
         self.size, self.draws = size, draws
         self.seconds: list[float] = []
+        self._clock = clock
         self._model = model
         room = size + max(1, draws)
         self._context = max(0, min(_CONTEXT, model.max_context - room))
@@ -133,18 +138,18 @@ class _Timer:
         """One forward, timed."""
         self._cache.truncate(self._context)
         rows = 1 if self.draws else self.size
-        began = time.perf_counter()
+        began = self._clock()
         if self.draws and isinstance(self._model, DraftingModel):
             run = DraftRun(self._cache, [0] * self.size, self.draws, GREEDY, lambda _: True, self._limit)
             self._model.draft([run])
-            self.seconds.append(time.perf_counter() - began)
+            self.seconds.append(self._clock() - began)
             return
         [logits] = self._model.forward(
             [TokenRun(self._cache, [0] * self.size, num_logits=rows, vocab_limit=self._limit)]
         )
         for row in logits:
             softmax_at(row, int(row.argmax())) if self.draws else row.argmax()
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(self._clock() - began)
 
 
 def _interpolate(known: Sequence[tuple[int, float]], size: int) -> float:
