@@ -20,6 +20,7 @@ from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.origin import measurement_origin
 from draftsmith.measure.pair import Pair, load_pair
 from draftsmith.measure.prompts import PromptItem
+from draftsmith.measure.roofline import measure_roofline
 from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.speculate import MixedDrafter, ModelDrafter, PromptLookupDrafter
 from draftsmith.types import SamplingParams
@@ -155,3 +156,33 @@ def test_nothing_to_compare_is_refused() -> None:
         load_pair(fake_target(), "none")
     with pytest.raises(UsageError, match="repeat is 0"):
         run_bench(pair_with("lookup"), ITEMS, GREEDY, repeats=0)
+
+
+class KnownMemory(SlowModel):
+    """Reads 1000 bytes a step and 10 for each token before it, of a memory that gives a million a second."""
+
+    def step_bytes(self, context: int, vocab_limit: int | None = None) -> int:
+        return 1000 + 10 * context - (500 if vocab_limit not in (None, self.vocab_size) else 0)
+
+    def read_bandwidth(self) -> float:
+        return 1e6
+
+
+def test_the_roofline_sets_what_must_be_read_beside_the_bandwidth() -> None:
+    costs = CostCurves(50, 3e-3, 0.25, {1: 1.0, 2: 1.0, 4: 1.5, 5: 2.0})
+    found = measure_roofline(KnownMemory(0), KnownMemory(0), costs)
+    assert found is not None
+    shares = {phase["phase"]: phase["share_of_bandwidth"] for phase in found.as_dict()["phases"]}
+    assert shares == pytest.approx({"plain step": 0.5, "check of 2": 0.5, "check of 4": 1 / 3, "draft step": 2.0})
+    assert measure_roofline(SlowModel(0), KnownMemory(0), costs) is None
+    without = measure_roofline(KnownMemory(0), SlowModel(0), costs)
+    assert without is not None
+    assert "draft step" not in [phase.name for phase in without.phases]
+
+
+def test_the_roofline_is_told_with_the_details() -> None:
+    target = LoadedModel("t", KnownMemory(1e-4), byte_tokenizer())
+    result = run_bench(pair_with("lookup", target=target), ITEMS[:1], GREEDY)
+    details = bench_details(result)
+    assert details["roofline"]["read_bandwidth"] == 1e6
+    assert details["roofline"]["phases"][0]["seconds"] == result.costs.plain_s

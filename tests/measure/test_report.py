@@ -42,7 +42,16 @@ BENCH: dict[str, Any] = {
     "draft_cost_c": 0.2,
     "verify_cost_v": {"2": 1.1, "16": 2.0},
     "provenance": ORIGIN,
-    "details": {"timeline": [{"drafted": 3, "accepted": 1}, {"drafted": 0, "accepted": 0}]},
+    "details": {
+        "timeline": [{"drafted": 3, "accepted": 1}, {"drafted": 0, "accepted": 0}],
+        "roofline": {
+            "read_bandwidth": 10e9,
+            "phases": [
+                {"phase": "plain step", "bytes": 10**8, "seconds": 0.02, "share_of_bandwidth": 0.5},
+                {"phase": "draft step", "bytes": 10**6, "seconds": 0.0001, "share_of_bandwidth": 1.0},
+            ],
+        },
+    },
 }  # fmt: skip
 GRID = {
     "accuracy": 0.75,
@@ -97,12 +106,20 @@ def test_every_picture_is_well_formed() -> None:
 def test_the_page_has_everything_and_needs_nothing() -> None:
     page = report_page([("bench.json", BENCH), ("eval.json", EVAL), ("plan.json", PLAN)])
     html = as_html(page)
-    assert html.count("<svg") == 3 + 3 + 1 + 1  # bench: categories, positions, costs, rounds; eval: 3; plan: 1
+    assert html.count("<svg") == 5 + 3 + 1  # bench: categories, positions, costs, roofline, rounds; eval: 3; plan: 1
     assert not re.search(r"https?:|<script|src=|@import|url\(", html)
     assert "prefers-color-scheme: dark" in html
     assert "code &lt;&amp;&gt;" in html
     text = as_markdown(page)
-    for words in ("1.50x", "bonus token included", "accepted / draft tokens", "Use small with", "5.0 GB/s", "2/2"):
+    for words in (
+        "1.50x",
+        "bonus token included",
+        "accepted / draft tokens",
+        "Use small with",
+        "5.0 GB/s",
+        "2/2",
+        "10.00 ms | 20.00 ms",
+    ):
         assert words in text, words
 
 

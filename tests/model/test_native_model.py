@@ -78,6 +78,21 @@ def test_memory_of_a_cache_is_taken_as_it_fills(tmp_path: Path) -> None:
     assert load(tmp_path, cache_dtype="float16").cache_bytes(64) == block // 2
 
 
+def test_what_a_step_reads(tmp_path: Path) -> None:
+    """All matrices but the embedding, once; keys and values of the text; of the output layer the rows that are asked."""
+    model, config = load(tmp_path, cache_dtype="float32"), small_config()
+    hidden, heads, inner = config.hidden_size, config.head_dim, config.intermediate_size
+    attention = hidden * heads * 2 * (config.num_heads + config.num_kv_heads)
+    head = config.vocab_size * hidden
+    matrices = 4 * (config.num_layers * (attention + 3 * hidden * inner) + head)
+    assert model.step_bytes(0) == model.weight_bytes == matrices
+    assert model.step_bytes(64) - matrices == 2 * (model.step_bytes(32) - matrices) == model.cache_bytes(64)
+    assert matrices - model.step_bytes(0, vocab_limit=32) == 4 * head * 3 // 4
+    tied = load(tmp_path, Recipe(config={"tie_embeddings": True}))
+    assert tied.weight_bytes == matrices
+    assert model.read_bandwidth() > 1e8
+
+
 @pytest.mark.parametrize(("head_dim", "padded"), [(16, 32), (64, 64), (80, 96)])
 def test_eight_bit_caches_take_about_half(tmp_path: Path, head_dim: int, padded: int) -> None:
     """Codes, a scale for each 32 columns of a key (columns padded to that) and one for each value."""

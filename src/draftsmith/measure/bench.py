@@ -19,6 +19,7 @@ from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.pair import Pair
 from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.recording import Forward
+from draftsmith.measure.roofline import Roofline, measure_roofline
 from draftsmith.measure.statistics import Interval, ratio_interval
 from draftsmith.types import SamplingParams
 
@@ -138,6 +139,7 @@ class BenchResult:
     costs: CostCurves
     skipped: tuple[str, ...] = ()
     timeline: tuple[tuple[int, int], ...] = field(default=())  # (draft tokens, accepted) of a few rounds
+    roofline: Roofline | None = None
 
     @property
     def overall(self) -> Group:
@@ -188,10 +190,11 @@ def run_bench(
     context = int(median(result.context for result in results))
     text = [*sample.prompt_ids, *sample.plain.token_ids] * (1 + context // len(sample.prompt_ids))
     report(total, total, "timing steps")
-    costs = measure_costs(pair.target.model, pair.speculative.draft_model, text[: max(1, context)], sampling=sampling)
+    target, draft = pair.target.model, pair.speculative.draft_model
+    costs = measure_costs(target, draft, text[: max(1, context)], sampling=sampling)
     skipped = tuple(item.id for item in items if item not in measured)
     timeline = tuple((len(one.drafted), one.num_accepted) for one in sample.rounds[:24])
-    return BenchResult(results, costs, skipped, timeline)
+    return BenchResult(results, costs, skipped, timeline, measure_roofline(target, draft, costs))
 
 
 def _prompt_result(item: PromptItem, runs: Sequence[Sequence[Turn]]) -> PromptResult:

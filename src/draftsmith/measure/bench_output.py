@@ -84,6 +84,7 @@ def bench_details(result: BenchResult) -> dict[str, Any]:
         ],
         "verify_cost_v": {str(size): cost for size, cost in result.costs.verify.items()},
         "timeline": [{"drafted": drafted, "accepted": accepted} for drafted, accepted in result.timeline],
+        "roofline": None if result.roofline is None else result.roofline.as_dict(),
     }
 
 

@@ -70,6 +70,7 @@ def _bench(value: dict[str, Any]) -> list[Section]:
         Section("Speed-up by category", told, _bench_table(value), bars("speed-up by category", rows, mark=1.0)),
         Section("Acceptance by position", accepted, (), bars("acceptance by position", places) if places else ""),
         _costs(value),
+        *_roofline(value),
     ]
     rounds = [(r["drafted"], r["accepted"]) for r in value.get("details", {}).get("timeline", [])]
     if rounds:
@@ -106,6 +107,29 @@ def _costs(value: dict[str, Any]) -> Section:
         (),
         curve("v(m)", points, x_name="m: tokens checked at once", y_name="v(m): cost in plain steps"),
     )
+
+
+def _roofline(value: dict[str, Any]) -> list[Section]:
+    found = value.get("details", {}).get("roofline")
+    if not found:
+        return []
+    bandwidth = found["read_bandwidth"]
+    phases = [(p["phase"], p["bytes"], p["seconds"]) for p in found["phases"]]
+    rows = [
+        Bar(name, read / spent / 1e9, f"{read / spent / 1e9:.1f} GB/s, {read / spent / bandwidth:.0%}")
+        for name, read, spent in phases
+    ]
+    table = (
+        ("phase", "must read", "at best", "takes"),
+        *((n, f"{b / 1e6:.1f} MB", f"{b / bandwidth * 1e3:.2f} ms", f"{s * 1e3:.2f} ms") for n, b, s in phases),
+    )
+    note = (
+        "Bars: weights, keys and values that the phase must read / the time it takes, and the share of the bandwidth "
+        f"that is. The dashed line is what the same threads read from memory at best, {bandwidth / 1e9:.1f} GB/s. A "
+        "check reads no more than one token does: where its bar is shorter, arithmetic and not memory is waited for. A "
+        "draft small enough to stay in the processor's caches may go beyond the line."
+    )
+    return [Section("Roofline", (note,), table, bars("bytes read against bandwidth", rows, mark=bandwidth / 1e9))]
 
 
 def _plan(value: dict[str, Any]) -> list[Section]:

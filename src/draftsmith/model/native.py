@@ -63,9 +63,19 @@ def thread_team(threads: int | None = None) -> _native.ThreadTeam:
 class NativeModel:
     """A decoder stack on the CPU. Make one with ``load``."""
 
-    def __init__(self, engine: _native.Model, config: ModelConfig, max_context: int, weight_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: _native.Model,
+        team: _native.ThreadTeam,
+        config: ModelConfig,
+        max_context: int,
+        weight_bytes: int,
+        head_bytes: int,
+    ) -> None:
         self._engine = engine
+        self._team = team
         self._weight_bytes = weight_bytes
+        self._head_bytes = head_bytes
         self.config = config
         self._max_context = max_context
 
@@ -117,7 +127,7 @@ class NativeModel:
             raise UnsupportedModel(f"{checkpoint.path} cannot be run by the native engine: {error}") from error
         except MemoryError as error:
             raise OutOfMemory(f"there is not enough memory to set up {checkpoint.path.name}; close programs") from error
-        return cls(engine, config, context, _bytes_read(packed, config.experts))
+        return cls(engine, team, config, context, *_bytes_read(packed, config.experts))
 
     @property
     def vocab_size(self) -> int:
@@ -143,6 +153,17 @@ class NativeModel:
     def weight_bytes(self) -> int:
         """Bytes of packed weights that a step reads, apart from the rows of the embedding."""
         return self._weight_bytes
+
+    def step_bytes(self, context: int, vocab_limit: int | None = None) -> int:
+        """Bytes that a step after ``context`` tokens must read: weights, keys and values; of the output layer only the
+        first ``vocab_limit`` rows where that is given."""
+        unread = 0 if vocab_limit is None else self._head_bytes * (self.vocab_size - vocab_limit) // self.vocab_size
+        return self._weight_bytes - unread + self.cache_bytes(64) * context // 64
+
+    def read_bandwidth(self) -> float:
+        """Bytes per second that this model's threads read from memory: the best of a few times of 256 MiB once."""
+        memory = np.ones(256 << 20, np.uint8)
+        return max(_native.read_rate(memory, instruction_set(), self._team) for _ in range(7))
 
     def cache_bytes(self, positions: int) -> int:
         """Bytes that a cache of so many tokens takes."""
@@ -210,8 +231,9 @@ def _expert_shape(experts: ExpertsConfig | None) -> dict[str, int]:
     }
 
 
-def _bytes_read(packed: PackedModel, experts: ExpertsConfig | None) -> int:
-    """Of all matrices but the embedding, unless that is the output layer, too; of experts, those that a token uses."""
+def _bytes_read(packed: PackedModel, experts: ExpertsConfig | None) -> tuple[int, int]:
+    """Of all matrices but the embedding, unless that is the output layer, too; of experts, those that a token uses.
+    And of the output layer alone."""
     share = experts.num_per_token / experts.num_experts if experts is not None else 1.0
     tied = "lm_head.weight" not in packed.tensors
     sizes = {
@@ -220,7 +242,8 @@ def _bytes_read(packed: PackedModel, experts: ExpertsConfig | None) -> int:
         if "norm" not in name and "bias" not in name
     }
     read = {name: size for name, size in sizes.items() if tied or name != "model.embed_tokens.weight"}
-    return int(sum(size * (share if ".experts." in name else 1.0) for name, size in read.items()))
+    head = sizes["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    return int(sum(size * (share if ".experts." in name else 1.0) for name, size in read.items())), head
 
 
 def _native_cache(run: TokenRun | DraftRun) -> _native.KVCache:

@@ -28,6 +28,8 @@ class _Counted(Model, Protocol):
 
     def cache_bytes(self, positions: int) -> int: ...
 
+    def step_bytes(self, context: int, vocab_limit: int | None = None) -> int: ...
+
     def profile(self, on: bool) -> dict[str, float]: ...
 
     def draft(self, runs: Sequence[DraftRun], names: npt.NDArray[np.int32] | None = None) -> list[list[int]]: ...
@@ -63,6 +65,10 @@ class PrunedModel:
     def cache_bytes(self, positions: int) -> int:
         """Bytes that a cache of so many tokens takes."""
         return self._model.cache_bytes(positions)
+
+    def step_bytes(self, context: int, vocab_limit: int | None = None) -> int:  # noqa: ARG002  # of the target's ids
+        """Bytes that a step after ``context`` tokens must read; see ``NativeModel.step_bytes``."""
+        return self._model.step_bytes(context)
 
     def profile(self, on: bool) -> dict[str, float]:
         """Seconds by kernel; see ``NativeModel.profile``."""
