@@ -41,6 +41,11 @@ def test_links_lead_somewhere(repository: Path) -> None:
     assert not broken
 
 
+def test_no_page_keeps_the_marks_of_a_merge(repository: Path) -> None:
+    marks = re.compile(r"^(<{7} |>{7} |={7}$)", flags=re.MULTILINE)
+    assert [page.name for page in _pages(repository) if marks.search(page.read_text(encoding="utf-8"))] == []
+
+
 def test_every_docs_page_is_in_the_index(repository: Path) -> None:
     index = (repository / "docs" / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in (repository / "docs").glob("*.md") if f"({page.name})" not in index]
