@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,22 +201,24 @@ async def drain(server: Served) -> list[Check]:
     return [("SIGTERM during 8 replies: whole, exit code, seconds", measured, "8, 0", kept)]
 
 
+FAULTS: dict[str, Callable[[Served, argparse.Namespace], Awaitable[list[Check]]]] = {
+    "disconnects": lambda server, _: disconnects(server, 200),
+    "overload": lambda server, _: overload(server, 64),
+    "refusals": lambda server, _: single_refusals(server, 64),
+    "health": lambda server, asked: health(server, asked.prompt_tokens),
+    "half-open": lambda server, _: half_open(server, 200),
+    "soak": lambda server, asked: soak(server, asked.requests),
+    "drain": lambda server, _: drain(server),
+}
+
+
 async def run_all(arguments: argparse.Namespace) -> list[Check]:
-    """Every fault, against one server."""
+    """The faults that were asked for, against one server."""
     server = Served(arguments.target, arguments.draft)
     try:
-        faults = (
-            disconnects(server, 200),
-            overload(server, 64),
-            single_refusals(server, 64),
-            health(server, arguments.prompt_tokens),
-            half_open(server, 200),
-            soak(server, arguments.requests),
-            drain(server),
-        )
         checks: list[Check] = []
-        for fault in faults:
-            for check in await fault:
+        for name in arguments.faults.split(","):
+            for check in await FAULTS[name](server, arguments):
                 print(*check, file=sys.stderr)
                 checks.append(check)
         return checks
@@ -229,6 +232,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--target", default="smollm2-135m-instruct", help="the model to serve")
     parser.add_argument("--draft", default="lookup", help="its drafter")
+    parser.add_argument("--faults", default=",".join(FAULTS), help="which of them, comma-separated")
     parser.add_argument("--requests", type=int, default=20_000, help="short requests of the soak")
     parser.add_argument("--prompt-tokens", type=int, default=32_000, help="length of the prompt during health checks")
     add_record_option(parser)

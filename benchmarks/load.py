@@ -1,0 +1,231 @@
+"""Many chats at once: ``draftsmith serve`` beside llama-server, each with and without drafting, in one run.
+
+    python -m benchmarks.load --target TARGET.gguf [--draft DRAFT.gguf] [--ours-draft REF] [--llama-server PATH]
+
+Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
+prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
+of them are idle. Tokens per second: all reply tokens of a wave / its wall time, prompts included. Ratios are medians
+over the waves of one size, each of ours against the better of llama-server's two on the same prompts.
+``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.common import PeerMissingError, add_record_option, report, table
+from draftsmith.measure.endpoint import Endpoint, Streamed, find_endpoint
+from draftsmith.measure.prompts import built_in_prompts, read_prompts
+from draftsmith.types import Message, SamplingParams
+
+READY_S = 180.0
+PLAIN, DRAFTED, PEER_PLAIN, PEER_DRAFTED = "ours, plain", "ours, drafting", "llama-server", "llama-server, drafting"
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """What a wave of chats took. ``firsts``: seconds to each reply's first text."""
+
+    tokens: int
+    seconds: float
+    firsts: tuple[float, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second, of all chats together."""
+        return self.tokens / self.seconds
+
+    @property
+    def slow_first(self) -> float:
+        """95th percentile of the time to the first text."""
+        return sorted(self.firsts)[max(0, -(-95 * len(self.firsts) // 100) - 1)]
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--target", type=Path, required=True, help="a .gguf file, for all servers")
+    parser.add_argument("--draft", type=Path, help="a .gguf file that llama-server drafts with; without it, lookup")
+    parser.add_argument("--ours-draft", default="auto", help="what our server drafts with: REF, lookup or auto")
+    parser.add_argument("--llama-server", help="the program; by default the one on the path, if there is one")
+    parser.add_argument("--llama-args", default="", help="more arguments for it, in one string")
+    parser.add_argument("--sizes", default="1,4,8,16", help="chats at once, comma-separated")
+    parser.add_argument("--waves", type=int, default=3, help="waves of each size for each server")
+    parser.add_argument("--chats", type=int, default=2, help="chats of each client in a wave")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
+    parser.add_argument("--threads", type=int, default=2)
+    add_record_option(parser)
+    return parser.parse_args()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served(command: Sequence[str], port: int) -> Iterator[str]:
+    """The address of a server while it runs. Raises RuntimeError when it does not come up."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + READY_S
+    try:
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as answer:  # noqa: S310
+                if answer.status == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} did not come up; try it by hand: {' '.join(command)}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def our_command(options: argparse.Namespace, port: int, *, drafting: bool) -> list[str]:
+    """How our server is started. Plain and drafting ones are two, or each would find the other's prompts read."""
+    serve = [sys.executable, "-m", "draftsmith", "serve", "--target", str(options.target), "--port", str(port)]
+    draft = options.ours_draft if drafting else "none"
+    return [*serve, "--draft", draft, "--threads", str(options.threads), "--quiet", "--no-access-log"]
+
+
+def peer_command(program: str, options: argparse.Namespace, port: int, *, drafting: bool) -> list[str]:
+    """How llama-server is started: as many slots as there are chats, each with room for a chat."""
+    slots = max(int(size) for size in options.sizes.split(","))
+    command = [program, "-m", str(options.target), "--port", str(port), "-t", str(options.threads), "-np", str(slots)]
+    command += ["-c", str(slots * 2048), "-tb", str(options.threads), *options.llama_args.split()]
+    if not drafting:
+        return command
+    if options.draft is None:
+        return [*command, "--spec-type", "ngram-simple"]
+    return [*command, "-md", str(options.draft), "--spec-draft-n-max", "8"]
+
+
+def ask_all(endpoint: Endpoint, prompts: Sequence[str], clients: int, sampling: SamplingParams) -> Wave:
+    """One wave."""
+
+    def ask(prompt: str) -> Streamed:
+        return endpoint.ask([Message("user", prompt)], sampling)
+
+    with ThreadPoolExecutor(clients) as pool:
+        began = time.perf_counter()
+        replies = list(pool.map(ask, prompts))
+        seconds = time.perf_counter() - began
+    texts, firsts = tuple(one.text for one in replies), tuple(one.first_s for one in replies)
+    return Wave(sum(one.num_tokens for one in replies), seconds, firsts, texts)
+
+
+def measure(options: argparse.Namespace, ways: dict[str, Endpoint]) -> dict[int, dict[str, list[Wave]]]:
+    """All waves, by size and server."""
+    items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
+    asked, place = [item.turns[0] for item in items], 0
+    sampling = SamplingParams(greedy=True, max_new_tokens=options.max_new_tokens)
+    for endpoint in ways.values():  # wakes weights up, and lets drafts be calibrated
+        ask_all(endpoint, [f"Warming up. {text}" for text in asked[:4]], 2, sampling)
+    found: dict[int, dict[str, list[Wave]]] = {}
+    for size in map(int, options.sizes.split(",")):
+        rows = found.setdefault(size, {name: [] for name in ways})
+        for turn in range(options.waves):
+            # No prompt begins like one that was asked before, or the caches of earlier chats would be what is measured.
+            wave = [
+                f"({size}.{turn}.{i}) {asked[(place + i) % len(asked)]}" for i in range(max(4, options.chats * size))
+            ]
+            place += len(wave)
+            order = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
+            for name in order:
+                rows[name].append(ask_all(ways[name], wave, size, sampling))
+                print(f"{size} at once, {name}: {rows[name][-1].rate:.1f} tokens/s", file=sys.stderr)
+    return found
+
+
+def compare(found: dict[int, dict[str, list[Wave]]]) -> tuple[list[dict[str, Any]], bool]:
+    """A row of figures for each size, and whether our texts are the same with drafting and without."""
+    rows, same = [], True
+    for size, waves in found.items():
+        turns = range(len(waves[PLAIN]))
+        row: dict[str, Any] = {"size": size}
+        row["tokens_per_s"] = {name: median(one.rate for one in list_) for name, list_ in waves.items()}
+        # All chats of a size together: a wave of one client has too few for a percentile.
+        row["first_p95_s"] = {
+            name: replace(list_[0], firsts=tuple(first for one in list_ for first in one.firsts)).slow_first
+            for name, list_ in waves.items()
+        }
+        row["drafting_over_plain"] = median(waves[DRAFTED][t].rate / waves[PLAIN][t].rate for t in turns)
+        peers = [waves[name] for name in (PEER_PLAIN, PEER_DRAFTED) if name in waves]
+        if peers:
+            best = [max(one[t].rate for one in peers) for t in turns]
+            row["over_llama_server"] = median(waves[DRAFTED][t].rate / best[t] for t in turns)
+        rows.append(row)
+        same = same and all(waves[PLAIN][t].texts == waves[DRAFTED][t].texts for t in turns)
+    return rows, same
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """For people: speeds and ratios, then times to the first text."""
+    names, peers = list(rows[0]["tokens_per_s"]), "over_llama_server" in rows[0]
+    speeds = [
+        [
+            row["size"], *(row["tokens_per_s"][name] for name in names), row["drafting_over_plain"],
+            *([row["over_llama_server"]] if peers else []),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["chats at once", *(f"{name}, tokens/s" for name in names), "drafting / plain"]
+    firsts = [[row["size"], *(1e3 * row["first_p95_s"][name] for name in names)] for row in rows]
+    return [
+        table([*head, *(["drafting / llama-server's best"] if peers else [])], speeds),
+        table(["chats at once", *(f"{name}, first text p95, ms" for name in names)], firsts),
+    ]
+
+
+def main() -> int:
+    """Start the servers, run the waves, print the tables and the JSON line; exit code 1 when our texts differ."""
+    options = parse()
+    program = options.llama_server or shutil.which("llama-server")
+    if options.llama_server and not Path(options.llama_server).is_file():
+        raise PeerMissingError(f"--llama-server is {options.llama_server}, which is no file; give the program's path")
+    commands = {name: partial(our_command, options, drafting=name == DRAFTED) for name in (PLAIN, DRAFTED)}
+    if program:
+        peers = (PEER_PLAIN, PEER_DRAFTED)
+        commands |= {name: partial(peer_command, program, options, drafting=name == PEER_DRAFTED) for name in peers}
+    with contextlib.ExitStack() as stack:
+        ways = {}
+        for name, command in commands.items():
+            port = free_port()
+            found = find_endpoint(stack.enter_context(served(command(port=port), port)))
+            cached = {"cache_prompt": True} if found.kind == "llama.cpp" else {}
+            ways[name] = replace(found, fields={**found.fields, **cached})
+        rows, same = compare(measure(options, ways))
+    result = {
+        "target": options.target.name, "draft": options.draft and options.draft.name, "ours_draft": options.ours_draft,
+        "threads": options.threads, "llama_args": options.llama_args, "max_new_tokens": options.max_new_tokens,
+        "identical": same, "sizes": rows,
+    }  # fmt: skip
+    files = [path for path in (options.target, options.draft) if path]
+    report(f"Many chats at once: {options.target.stem}", tables(rows), result, options.record, files=files)
+    return int(not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
