@@ -114,6 +114,8 @@ def test_more_than_the_queue_holds_is_turned_away_at_once_and_nobody_else_loses(
         assert {reply.status for reply in refused} == {503}
         assert refused[0].headers["retry-after"] == "2"
         assert refused[0].json["error"]["code"] == "overloaded"
+        unread = server.call("POST", "/v1/completions", {"prompt": "abc", "no such field": 1})
+        assert unread.status == 503  # nothing is spent on what cannot be taken, not even a look
         assert server.call("GET", "/health").status == 200
         model.gate.set()
         for thread in threads:

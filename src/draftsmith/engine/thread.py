@@ -55,12 +55,16 @@ class EngineThread:
         """
         task = self._engine.prepare(request, options, wake)
         with self._changed:
-            if not self._accepting:
-                raise QueueFull("the engine is shutting down and takes no more requests; try again when it is back")
-            self._engine.check_queue(len(self._inbox) + self._engine.num_waiting)
+            self.check_room()
             self._inbox.append(task)
             self._changed.notify_all()
         return task.handle
+
+    def check_room(self) -> None:
+        """Raises QueueFull when ``submit`` would at this moment."""
+        if not self._accepting:
+            raise QueueFull("the engine is shutting down and takes no more requests; try again when it is back")
+        self._engine.check_queue(len(self._inbox) + self._engine.num_waiting)
 
     def open(self, request: Request, options: RequestOptions | None = None) -> AsyncReply:
         """Queue a request from within an event loop and return at once. Raises what ``submit`` does."""

@@ -225,6 +225,8 @@ class Api:
             data = await asyncio.wait_for(self._read(request), self._options.body_s)
         except TimeoutError:
             raise ApiError(408, "the body did not come in time", code="timeout") from None
+        if issubclass(kind, Generate):
+            self._service.check_room()
         body = parse(kind, data)
         self._service.check_model(getattr(body, "model", None))
         return body

@@ -66,6 +66,14 @@ class Service:
             message = f"there is no model of this name; the one that is served is {self.model.name}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
+    def check_room(self) -> None:
+        """Raises ApiError when the queue is full, before anything is spent on a request that cannot be taken."""
+        try:
+            self.engine.check_room()
+        except QueueFull as error:
+            self.metrics.reject()
+            raise as_api_error(error) from error
+
     async def encode_chat(
         self,
         messages: Sequence[ChatMessage],
