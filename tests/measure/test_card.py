@@ -13,6 +13,7 @@ from draftsmith.cli import main
 from draftsmith.errors import UsageError
 from draftsmith.measure.card import make_card, read_facts
 from draftsmith.measure.card_words import WORDS
+from tests.support.stub_hub import stub_hub
 
 FACTS = Path(__file__).parents[2] / "docs" / "cards" / "tinyllama-1.1b-32k-instruct.toml"
 BENCH: dict[str, Any] = {
@@ -52,6 +53,30 @@ def test_the_card_of_tinyllama(language: str) -> None:
     assert words["none_measured"] in text
     assert "### Instruction:\n{system prompt}" in text
     assert "{" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # no table of languages left unread
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+@pytest.mark.parametrize("facts", sorted(FACTS.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_card_passes_the_hubs_check(facts: Path, language: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is the hub library's own; what answers it is a stand-in with the rules of the hub's documentation."""
+    from huggingface_hub import ModelCard, constants
+
+    text = make_card(read_facts(facts), language)
+    with stub_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        ModelCard(text).validate()
+        for damaged in (text.replace("license:", "licence:"), text.replace('"en"', '"English!"')):
+            with pytest.raises(ValueError, match=r"licen|language"):
+                ModelCard(damaged).validate()
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_the_card_of_our_own_draft_is_complete(language: str) -> None:
+    """Nothing about it is unknown but where it lies on the hub, in either language."""
+    text = make_card(read_facts(FACTS.parent / "smollm2-135m-instruct-draft.toml"), language)
+    unknown = WORDS[language]["unknown"]
+    lines = [line for line in text.splitlines() if re.search(rf"\b{unknown}\b", line, flags=re.IGNORECASE)]
+    assert lines == [f"- **{WORDS[language]['repository']}:** {unknown}", unknown.capitalize() + "."]
 
 
 def test_both_languages_have_the_same_words() -> None:

@@ -79,7 +79,7 @@ def test_memory_of_a_cache_is_taken_as_it_fills(tmp_path: Path) -> None:
 
 
 def test_what_a_step_reads(tmp_path: Path) -> None:
-    """All matrices but the embedding, once; keys and values of the text; of the output layer the rows that are asked."""
+    """All matrices but the embedding, once; keys and values of the text; the asked rows of the output layer."""
     model, config = load(tmp_path, cache_dtype="float32"), small_config()
     hidden, heads, inner = config.hidden_size, config.head_dim, config.intermediate_size
     attention = hidden * heads * 2 * (config.num_heads + config.num_kv_heads)

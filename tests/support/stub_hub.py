@@ -1,15 +1,23 @@
 """A model hub on the loopback interface: as much of its protocol as ``huggingface_hub`` needs to fetch a model or the
-files of a data set (here, both kinds share their names)."""
+files of a data set (here, both kinds share their names), and to have a card's metadata checked."""
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml  # type: ignore[import-untyped]
+
+_METADATA = {"language", "license", "library_name", "pipeline_tag", "tags", "datasets", "base_model"}
+_LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "llama2", "other", "unknown"}  # some of the hub's list
+_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual")
 
 
 @dataclass
@@ -30,6 +38,29 @@ class StubHub:
         return commit
 
 
+def wrong_metadata(card: str) -> list[str]:
+    """What the hub's documentation of model cards forbids in the metadata at a card's top."""
+    found = re.match(r"---\n(.*?)\n---\n", card, flags=re.DOTALL)
+    values = yaml.safe_load(found.group(1)) if found else None
+    if not isinstance(values, dict):
+        return ["no metadata"]
+    wrong = [f"{key} is not allowed" for key in values.keys() - _METADATA]
+    for key in ("language", "tags", "datasets", "base_model"):
+        listed = values.get(key, [])
+        listed = [listed] if isinstance(listed, str) else listed
+        if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+            wrong.append(f"{key} must be a text or a list of texts")
+        elif key in ("datasets", "base_model"):
+            wrong += [f"{key}: {one} is no name on the hub" for one in listed if not _NAME.fullmatch(one)]
+        elif key == "language":
+            wrong += [f"language: {one} is no code of ISO 639" for one in listed if not _LANGUAGE.fullmatch(one)]
+    if values.get("license") not in _LICENSES:
+        wrong.append(f"license: {values.get('license')!r} is not in the list")
+    if values.get("pipeline_tag") != "text-generation" or not isinstance(values.get("library_name"), str):
+        wrong.append("pipeline_tag or library_name")
+    return wrong
+
+
 def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -42,6 +73,14 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self.answer()
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path != "/api/validate-yaml" or asked.get("repoType") != "model":
+                self.reply(404, b"")
+                return
+            wrong = "; ".join(wrong_metadata(asked["content"]))
+            self.reply(400 if wrong else 200, wrong.encode())
 
         def answer(self) -> None:
             parts = self.path.partition("?")[0].strip("/").split("/")
@@ -90,7 +129,7 @@ def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
             for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body if hub.stop_after is None else body[: hub.stop_after])
                 if hub.stop_after is not None and len(body) > hub.stop_after:
                     self.close_connection = True

@@ -25,7 +25,7 @@ TRAINING = ("method", "duration", "hardware", "data", "purpose")
 LISTS = ("requirements", "capabilities", "limitations", "risks")
 KNOWN = {
     "name", "description", "languages", "license", "license_note", "base_model", "datasets", "tags", "prompt_format",
-    "training", "parameters", "safety_alignment", "open_environments", *GENERAL, *LISTS,
+    "training", "loading", "parameters", "usage", "library", "safety_alignment", "open_environments", *GENERAL, *LISTS,
 }  # fmt: skip
 _ALPACA = """```text
 ### Instruction:
@@ -55,7 +55,8 @@ def read_facts(path: Path) -> Facts:
         raise UsageError(f"{path} has the unknown key {min(unknown)}; known are {', '.join(sorted(KNOWN))}")
     if not isinstance(facts.get("name"), str):
         raise UsageError(f"{path} has no name; give the model's name as a text")
-    for key, kind in (("training", dict), ("parameters", dict), *((name, list) for name in (*LISTS, "languages"))):
+    tables = ("training", "loading", "parameters")
+    for key, kind in (*((name, dict) for name in tables), *((name, list) for name in (*LISTS, "languages"))):
         if not isinstance(facts.get(key, kind()), kind):
             raise UsageError(f"{path}: {key} must be a {'table' if kind is dict else 'list'}; see docs/measuring.md")
     for key in ("safety_alignment", "open_environments"):
@@ -88,7 +89,9 @@ def make_card(
     general = [f"- **{words[key]}:** {tell(facts.get(key))}" for key in GENERAL]
     general.append(f"- **{words['languages']}:** {tell(facts.get('languages'))}")
     training = [f"- **{words[key]}:** {tell(facts.get('training', {}).get(key))}" for key in TRAINING]
-    parameters = [(f"`{name}`", f"`{value}`") for name, value in facts.get("parameters", {}).items()]
+    parameters = [
+        (f"`{name}`", f"`{value}`") for key in ("parameters", "loading") for name, value in facts.get(key, {}).items()
+    ]
     sections = [
         ("general", general),
         ("description", [tell(facts.get("description"))]),
@@ -96,7 +99,7 @@ def make_card(
         ("training", [*training, *_stage(stage, words)]),
         ("requirements", items("requirements")),
         ("parameters", _table((words["parameter"], words["value"]), parameters) if parameters else []),
-        ("usage", [_usage(facts)]),
+        ("usage", [tell(facts["usage"]) if "usage" in facts else _usage(facts)]),
         ("capabilities", items("capabilities")),
         ("limitations", items("limitations")),
         ("results", _results(results, words)),
@@ -120,7 +123,7 @@ def _metadata(facts: Facts) -> str:
     values: dict[str, Any] = {
         "language": facts.get("languages"),
         "license": str(facts.get("license", "unknown")).lower(),
-        "library_name": "transformers",
+        "library_name": facts.get("library", "transformers"),
         "pipeline_tag": "text-generation",
         "base_model": facts.get("base_model"),
         "datasets": facts.get("datasets"),
@@ -138,13 +141,15 @@ def _format(facts: Facts, words: Mapping[str, str]) -> list[str]:
 
 
 def _usage(facts: Facts) -> str:
-    settings = "".join(f", {name}={value!r}" for name, value in facts.get("parameters", {}).items())
+    def arguments(key: str) -> str:
+        return "".join(f", {name}={value!r}" for name, value in facts.get(key, {}).items())
+
     prompt = "### Input:\\nHello.\\n\\n### Response:\\n" if facts.get("prompt_format") == "alpaca" else "Hello."
     reference = facts.get("repository", facts["name"])
     return (
         "```python\nfrom draftsmith import pipeline\n\n"
-        f'pipe = pipeline("text-generation", model={json.dumps(str(reference))})\n'
-        f'print(pipe("{prompt}"{settings})[0]["generated_text"])\n```'
+        f'pipe = pipeline("text-generation", model={json.dumps(str(reference))}{arguments("loading")})\n'
+        f'print(pipe("{prompt}"{arguments("parameters")})[0]["generated_text"])\n```'
     )
 
 
