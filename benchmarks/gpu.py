@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_parts
+from benchmarks import gpu_parts, gpu_waits
 from benchmarks.common import add_record_option, report, table
 from benchmarks.gpu_parts import Found, Setting
 
 PARTS: dict[str, Callable[[Setting], Found]] = {
     "plain": gpu_parts.plain_speed,
-    "waits": gpu_parts.waits,
+    "waits": gpu_waits.waits,
     "speculative": gpu_parts.speculative_speed,
     "exact": gpu_parts.exactness,
     "memory": gpu_parts.four_bit_memory,

@@ -85,6 +85,7 @@ class Setting:
         context = module.config.max_position_embeddings
         model = TorchModel(module, max_context=context, exact_width=exact_width, graphs=graphs)
         model.writes_ahead = exact_width is None  # on the processor, too: this is what is to be tried
+        model.place = self.device.type
         return model
 
     def wait(self) -> None:
@@ -118,26 +119,6 @@ def plain_speed(setting: Setting) -> Found:
     verdict = Verdict("1.1B bf16, plain: 70 % of the bandwidth limit", f"{share:.0%}", share >= 0.7)
     note = f"The limit: {limit:.0f} tokens/s, from reading weights at the bandwidth that a large sum was read at."
     return Found(note, ["shape", "program", "tokens/s", "% of the limit"], rows, [verdict])
-
-
-def waits(setting: Setting) -> Found:
-    """How often the host waits for the device in a draft, and in a check, after the first rounds."""
-    model = setting.model(setting.module("1.1B"))
-    cache = model.new_cache()
-    model.forward([TokenRun(cache, setting.prompt)])
-    rows: list[list[object]] = []
-    for k in DRAFT_LENGTHS:
-        for _ in range(6):  # graphs are captured in the third
-            drafted = _counted_waits(setting, lambda k=k: model.draft([_draft_run(cache, k)]))
-            cache.truncate(len(setting.prompt))
-        for _ in range(6):
-            run = TokenRun(cache, setting.text(k + 1), num_logits=k + 1)
-            checked = _counted_waits(setting, lambda run=run: model.forward([run]))
-            cache.truncate(len(setting.prompt))
-        rows.append([k, drafted, checked])
-    most = max(int(str(row[1])) for row in rows)
-    verdict = Verdict("the host waits once in a draft, whatever its length", str(most), most <= 1)
-    return Found("As torch counts them.", ["draft length", "waits in a draft", "waits in a check"], rows, [verdict])
 
 
 def speculative_speed(setting: Setting) -> Found:
@@ -353,7 +334,7 @@ def _reference_speed(setting: Setting, module: Any, **options: Any) -> float:
     return (setting.tokens - 1) / max(1e-9, whole - first)
 
 
-def _draft_run(cache: Any, k: int) -> DraftRun:
+def draft_run(cache: Any, k: int) -> DraftRun:
     """A draft of k tokens, no more and no fewer."""
     return DraftRun(cache, [7], k, GREEDY, lambda _: True)
 
@@ -365,7 +346,7 @@ def _draft_seconds(setting: Setting, model: TorchModel, k: int) -> float:
     seconds = []
     for _ in range(12):
         began = time.perf_counter()
-        model.draft([_draft_run(cache, k)])
+        model.draft([draft_run(cache, k)])
         seconds.append(time.perf_counter() - began)
         cache.truncate(len(setting.prompt))
     return median(seconds[4:])
@@ -378,19 +359,3 @@ def _tokens_a_round(right: Sequence[bool], k: int) -> float:
         accepted = next((i for i in range(k) if not right[place + i]), k)
         place, rounds = place + accepted + 1, rounds + 1
     return place / rounds
-
-
-def _counted_waits(setting: Setting, work: Any) -> int:
-    """How often the host waited for the device while it did ``work``; 0 where nobody counts."""
-    if setting.device.type != "cuda":
-        work()
-        return 0
-    setting.wait()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            work()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)

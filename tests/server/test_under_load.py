@@ -1,4 +1,4 @@
-"""With real weights: a request has the same tokens alone as beside sixteen others, drafted and not, greedy and seeded."""
+"""With real weights: a request has the same tokens alone and beside sixteen others, drafted or not, greedy or seeded."""
 
 from __future__ import annotations
 
