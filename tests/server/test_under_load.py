@@ -1,4 +1,4 @@
-"""With real weights: a request has the same tokens alone and beside sixteen others, drafted or not, greedy or seeded."""
+"""With real weights: the same tokens alone and beside sixteen others, drafted or not, greedy or seeded."""
 
 from __future__ import annotations
 
