@@ -36,6 +36,7 @@ def test_every_table_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert pairs == [(a, k) for a in (0.6, 0.8, 0.9) for k in (2, 4, 7)]
     assert {row["same"] for row in rows["speculative"]} == {"yes"}
     assert [row["replies with the same text"] for row in rows["exact"]][1] == "2 of 2"
+    assert [list(row.values()) for row in rows["waits"]] == [[k, 1, 1, 1] for k in (2, 4, 7)]
     assert rows["experts"][0]["v"] == 1
     assert [row["context"] for row in rows["long"]] == [64, 128]
     assert len(rows["memory"]) == 2

@@ -143,7 +143,7 @@ def test_a_draft_that_fails_or_does_not_fit_leaves_the_cache(monkeypatch: pytest
     [drawn] = model.draft([DraftRun(cache, IDS[:8], 4, GREEDY, Wants(9))])
     assert len(drawn) == 4
     cache.truncate(5)
-    monkeypatch.setattr(model, "_rows", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
+    monkeypatch.setattr(model, "rows", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(OutOfMemory, match="not enough memory for a step"):
         model.draft([DraftRun(cache, IDS[:2], 3, GREEDY, Wants(3))])
     assert cache.length == 5

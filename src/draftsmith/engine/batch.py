@@ -8,8 +8,9 @@ a function of the tokens before and draws one of (seed, position, token), it goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from draftsmith.engine.drafting import BatchDrafter
 from draftsmith.engine.handle import Handle, RequestOptions
@@ -18,11 +19,15 @@ from draftsmith.engine.limits import EngineLimits, share_reading
 from draftsmith.engine.roster import Roster
 from draftsmith.engine.task import Task
 from draftsmith.errors import OutOfMemory, QueueFull, UsageError
-from draftsmith.model.protocol import Logits, Model
-from draftsmith.speculate import CostModel, Drafter
+from draftsmith.model.protocol import Checked, CheckRun, Logits, Model, TokenRun
+from draftsmith.speculate import CostModel, Drafter, Round
+from draftsmith.speculate.unseen import on_device
 from draftsmith.types import Request, VerificationRule
 
 __all__ = ["Engine", "EngineStats"]
+
+Run = TypeVar("Run", TokenRun, CheckRun)
+Said = TypeVar("Said", Logits, Checked)
 
 _MOST_ROWS = 64  # of logits that a prompt is scored with at once; each may take half a megabyte
 
@@ -140,7 +145,9 @@ class Engine:
         drafter = self._drafter.name_for(options)
         handle = Handle(request, drafter, wake)
         drafts, capacity = drafter is not None, self._memory.capacity
-        return Task(request, options, handle, drafts=drafts, capacity=capacity, eos_ids=self._eos_ids)
+        return Task(
+            request, options, handle, drafts=drafts, capacity=capacity, eos_ids=self._eos_ids, target=self._model
+        )
 
     def enqueue(self, task: Task) -> None:
         """Put a prepared task into the queue, however long that is."""
@@ -166,8 +173,8 @@ class Engine:
                 self._roster.remove(task, keep=False, error=error)
                 del counts[task]
             counts = self._roster.make_room(counts)
-            for task, logits in self._forward(counts).items():
-                self._advance(task, logits)
+            for task, said in self._forward(counts).items():
+                self._advance(task, said)
         except BaseException:  # an interrupt: texts and caches may no longer fit together
             for task in list(self._roster.running):
                 self._roster.remove(task, keep=False)
@@ -188,11 +195,22 @@ class Engine:
         counts |= {task: min(count, task.unscored + _MOST_ROWS) for task, count in counts.items() if task.scores_prompt}
         return {task: count for task, count in counts.items() if count}
 
-    def _forward(self, counts: Mapping[Task, int]) -> dict[Task, Logits]:
-        """One forward of the target for all; the logits of those who read their text to its end."""
-        runs = {task: task.run(count) for task, count in counts.items()}
+    def _forward(self, counts: Mapping[Task, int]) -> dict[Task, Logits | Checked]:
+        """What the target says to all: logits for those who read their text to its end, choices for unseen drafts."""
+        unseen = {task: run for task in counts if (run := task.check_run()) is not None}
+        runs = {task: task.run(count) for task, count in counts.items() if task not in unseen}
+        said: dict[Task, Logits | Checked] = {}
+        if unseen:
+            said |= self._together(unseen, on_device(self._model).check)
+        if runs:
+            logits = self._together(runs, self._model.forward)
+            said |= {task: rows for task, rows in logits.items() if runs[task].num_logits}
+        return said
+
+    def _together(self, runs: dict[Task, Run], compute: Callable[[Sequence[Run]], list[Said]]) -> dict[Task, Said]:
+        """``compute`` for all at once; nothing where it went wrong, which is then taken care of."""
         try:
-            logits = self._model.forward(list(runs.values())) if runs else []
+            results = compute(list(runs.values()))
         except Exception as error:
             last = next(reversed(runs))
             if isinstance(error, OutOfMemory) and len(runs) > 1:  # no cache has changed: the others try again
@@ -201,12 +219,15 @@ class Engine:
                 for task in runs:
                     self._roster.remove(task, keep=False, error=error)
             return {}
-        return {task: rows for task, rows in zip(runs, logits, strict=True) if runs[task].num_logits}
+        return dict(zip(runs, results, strict=True))
 
-    def _advance(self, task: Task, logits: Logits) -> None:
-        """From logits to the round that the caller sees."""
+    def _advance(self, task: Task, said: Logits | Checked) -> None:
+        """From what the target says to the round that the caller sees."""
         try:
-            written = task.advance(logits, self._rule)
+            if isinstance(said, Checked):
+                written: Round | None = task.advance_unseen(said, self._rule)
+            else:
+                written = task.advance(said, self._rule)
         except Exception as error:
             self._roster.remove(task, keep=False, error=error)
             return

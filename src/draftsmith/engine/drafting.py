@@ -19,6 +19,7 @@ from draftsmith.speculate import (
     begin_text,
 )
 from draftsmith.speculate.drafters.model import drafting
+from draftsmith.speculate.drafters.protocol import UnseenDraftSession
 from draftsmith.types import Draft, VerificationRule
 
 __all__ = ["BatchCosts", "BatchDrafter"]
@@ -115,7 +116,7 @@ class BatchDrafter:
 
         Returns the tasks that went wrong; they must not go on.
         """
-        ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.draft.token_ids]
+        ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.has_draft]
         ready = [task for task in ready if not task.propose_forced()]
         known = {task: task.policy for task in ready}
         policies = {task: policy or self._new_policy(task) for task, policy in known.items()}
@@ -130,6 +131,8 @@ class BatchDrafter:
             session, policy = task.session, policies[task]
             task.policy = policy
             try:
+                if self._goes_unseen(task, policy):
+                    continue
                 if isinstance(session, SteppedDraftSession):
                     if len(task.ids) - task.drafter_read <= self._read_at_once or not policy.wants_more((), None):
                         stepped[task] = (session.model, session.steps(task.ids, task.max_draft, policy.wants_more))
@@ -147,6 +150,18 @@ class BatchDrafter:
                 task.propose(draft)
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
+
+    def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
+        """Propose a draft that nobody has seen, where that can be."""
+        session, unread = task.session, len(task.ids) - task.drafter_read
+        if task.place is None or not isinstance(session, UnseenDraftSession) or unread > self._read_at_once:
+            return False
+        draft = session.draft_unseen(task.place, task.ids, task.max_draft, policy.wants_more)
+        if draft is None:
+            return False
+        task.propose_unseen(draft)
+        task.drafter_read = len(task.ids)
+        return True
 
     def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int]) -> None:
         if self._costs is not None and ready:

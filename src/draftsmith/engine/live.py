@@ -45,6 +45,8 @@ class LiveCosts:
     def see(self, times: RoundTimes) -> None:
         """Compare a round's seconds with those expected of it."""
         self.num_seen += 1
+        if not times.apart:  # it says nothing about either part
+            return
         costs, plain_s = self._steps.costs, self._steps.plain_s
         size = times.num_draft_tokens + 1
         self._any.append(times.check_s / (plain_s * self.verify_cost(size)))

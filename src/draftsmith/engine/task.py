@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from draftsmith.engine.handle import Handle, RequestOptions
-from draftsmith.model.protocol import KVCache, Logits, TokenRun
+from draftsmith.model.protocol import Checked, CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
 from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.loop import as_round, record, target_distributions
-from draftsmith.types import Draft, Request, TokenLogprobs, VerificationRule
+from draftsmith.speculate.unseen import judge, meeting_place, see
+from draftsmith.types import Draft, Request, TokenLogprobs, Verdict, VerificationRule
 
 __all__ = ["NO_DRAFT", "Task"]
 
@@ -22,7 +23,7 @@ class Task:
 
     ``number``: the order of arrival. ``ids``: prompt and reply. ``drafts``: whether it may draft; ``session`` and
     ``policy`` are there then, from when they are needed. ``drafter_read``: about how many of ``ids`` the session has
-    read.
+    read. ``place``: where its drafts may be checked unseen, if anywhere.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Task:
         drafts: bool,
         capacity: int,
         eos_ids: Collection[int],
+        target: Model,
     ) -> None:
         """``capacity``: tokens that prompt and reply may have together.
 
@@ -52,8 +54,10 @@ class Task:
         self._cache: KVCache | None = None
         self._noise = Noise(request.sampling.seed or 0)
         self._text = TextState(request)
+        self.place = meeting_place(target, request.sampling, self._text)
         self._ends = frozenset() if request.sampling.ignore_eos else frozenset(eos_ids)
         self._draft = NO_DRAFT
+        self._unseen: UnseenDraft | None = None  # in place of the draft
         self._prompt_logprobs: list[TokenLogprobs] = []
 
     @property
@@ -105,9 +109,13 @@ class Task:
         return self.end - len(self.ids) - 1
 
     @property
-    def draft(self) -> Draft:
-        """What is to be checked in the next round."""
-        return self._draft
+    def has_draft(self) -> bool:
+        """Whether there is something to be checked in the next round."""
+        return self._unseen is not None or bool(self._draft.token_ids)
+
+    def propose_unseen(self, draft: UnseenDraft) -> None:
+        """Check ``draft`` in the next round."""
+        self._unseen = draft
 
     def propose(self, draft: Draft) -> None:
         """Check ``draft`` in the next round, as far as the request's grammar allows it."""
@@ -120,7 +128,7 @@ class Task:
 
     def rows(self, count: int) -> int:
         """Rows of the forward that reads ``count`` tokens and checks the draft."""
-        return count + len(self._draft.token_ids)
+        return count + len(self._draft.token_ids if self._unseen is None else self._unseen)
 
     def run(self, count: int) -> TokenRun:
         """Read the next ``count`` tokens of the text; with the last of them, the draft, and logits for all that."""
@@ -130,6 +138,12 @@ class Task:
             return TokenRun(self.cache, self.ids[begin : begin + count], num_logits=scored)
         rows = max(scored, 1)
         return TokenRun(self.cache, [*self.ids[begin:], *draft], num_logits=len(draft) + rows)
+
+    def check_run(self) -> CheckRun | None:
+        """Read what is left of the text and check the unseen draft; None when there is none."""
+        if self._unseen is None:
+            return None
+        return CheckRun(self.cache, self.ids[self.cache.length :], self._unseen)
 
     def advance(self, logits: Logits, rule: VerificationRule) -> Round | None:
         """One round of ``speculate.loop``, from logits to tokens: adds them to the text and settles caches and policy.
@@ -141,9 +155,20 @@ class Task:
             logits = self._score_prompt(logits)
             if self.scores_prompt or not len(logits):
                 return None
-        params, start, draft, self._draft = self.request.sampling, len(self.ids), self._draft, NO_DRAFT
-        verdict = verify(draft, target_distributions(logits, draft, self._text), rule, self._noise, start)
-        written = as_round(verdict, self._ends, room=self.end - start, logits=logits, params=params)
+        draft, self._draft = self._draft, NO_DRAFT
+        distributions = target_distributions(logits, draft, self._text)
+        return self._settle(draft, verify(draft, distributions, rule, self._noise, len(self.ids)), logits)
+
+    def advance_unseen(self, checked: Checked, rule: VerificationRule) -> Round:
+        """The same with the draft that nobody had seen."""
+        self._unseen = None
+        draft = see(checked, self.session, self.policy)
+        return self._settle(draft, judge(checked, draft, rule, self._noise, len(self.ids)), None)
+
+    def _settle(self, draft: Draft, verdict: Verdict, logits: Logits | None) -> Round:
+        """Add the verdict to the text."""
+        params, room = self.request.sampling, self.end - len(self.ids)
+        written = as_round(verdict, self._ends, room=room, logits=logits, params=params)
         if self.options.round_filter is not None:
             written = self.options.round_filter(written)
         self.ids += written.token_ids
@@ -173,3 +198,4 @@ class Task:
         self._cache = self.session = None
         self.drafter_read = 0
         self._draft = NO_DRAFT
+        self._unseen = None

@@ -12,7 +12,21 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GREEDY", "DraftRun", "DraftingModel", "KVCache", "Logits", "Model", "TokenChoice", "TokenRun"]
+__all__ = [
+    "GREEDY",
+    "CheckRun",
+    "Checked",
+    "DeviceModel",
+    "DraftRun",
+    "DraftingModel",
+    "KVCache",
+    "Logits",
+    "Model",
+    "TokenChoice",
+    "TokenRun",
+    "UnseenDraft",
+    "UnseenRun",
+]
 
 Logits = npt.NDArray[np.float32]
 
@@ -125,5 +139,75 @@ class DraftingModel(Model, Protocol):
         """The tokens drawn, run by run. The last one of each is not in its cache, all others are.
 
         Raises what ``forward`` raises; CheckpointError when logits are not finite numbers.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnseenRun:
+    """A draft to be written where nobody sees it: append ``token_ids`` (at least one) to ``cache``, then choose and
+    append.
+
+    ``max_tokens`` >= 1 tokens are chosen, or fewer where the model does no more at once; each is the likeliest of the
+    first ``vocab_limit`` entries of the logits (None: of all).
+    """
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    max_tokens: int
+    vocab_limit: int | None = None
+
+
+class UnseenDraft(Protocol):
+    """Tokens that a model has chosen on its device and that the host has not asked for."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRun:
+    """Append ``token_ids`` (at least one) and the draft to ``cache``; wanted is what the model would choose after the
+    last of ``token_ids`` and after each of the draft's.
+    """
+
+    cache: KVCache
+    token_ids: Sequence[int]
+    draft: UnseenDraft
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was in a draft of k tokens, and the likeliest ids after each of them: the lowest one of equals.
+
+    ``confidences`` are the draft model's probabilities of its tokens; ``choices`` has k + 1 ids.
+    """
+
+    draft_ids: tuple[int, ...]
+    confidences: tuple[float, ...]
+    choices: tuple[int, ...]
+
+
+@runtime_checkable
+class DeviceModel(DraftingModel, Protocol):
+    """A model on a device that the host has to wait for. A round of drafting and checking can do with one wait."""
+
+    @property
+    def place(self) -> str | None:
+        """What it writes unseen, every model of the same place can check. None: there is nothing to wait for."""
+        ...
+
+    def draft_unseen(self, runs: Sequence[UnseenRun]) -> list[UnseenDraft]:
+        """Begin to write drafts, and do not wait for them. The last token of each is not in its cache, all others are.
+
+        Raises what ``forward`` raises.
+        """
+        ...
+
+    def check(self, runs: Sequence[CheckRun]) -> list[Checked]:
+        """Append every run to its cache, all different, and wait once for what has become of all of them.
+
+        Raises what ``forward`` raises; CheckpointError when logits, the draft's or its own, are not finite numbers.
         """
         ...

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from draftsmith.errors import PromptTooLong, UsageError
-from draftsmith.model.protocol import KVCache, Model, TokenRun
+from draftsmith.model.protocol import CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
 from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
-from draftsmith.speculate.drafters.protocol import DraftSession
+from draftsmith.speculate.drafters.protocol import DraftSession, UnseenDraftSession
 from draftsmith.speculate.policy import FixedLength, LengthPolicy, begin_text
+from draftsmith.speculate.unseen import judge, meeting_place, on_device, see
 from draftsmith.speculate.verify import verify
 from draftsmith.types import (
     Distribution,
@@ -63,12 +64,16 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class RoundTimes:
-    """What a round took: seconds of drafting, a model drawing ``num_drawn`` tokens, and of checking all."""
+    """What a round took: seconds of drafting, a model drawing ``num_drawn`` tokens, and of checking all.
+
+    ``apart``: the two were waited for one by one; else most of what drafting took is in ``check_s``.
+    """
 
     num_draft_tokens: int
     num_drawn: int
     draft_s: float
     check_s: float
+    apart: bool = True
 
 
 def generate(
@@ -98,12 +103,21 @@ def generate(
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
     if on_prompt is not None:
         _read_in_parts(model, cache, ids, on_prompt)
-    draft, draft_s = _NO_DRAFT, 0.0  # the first round reads the prompt and writes one token; it drafts nothing
+    place = meeting_place(model, params, text)
+    proposed: Draft | UnseenDraft = _NO_DRAFT  # the first round reads the prompt and writes one token
+    draft_s = 0.0
     while True:
         start, began = len(ids), time.perf_counter()
-        run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
-        [logits] = model.forward([run])
-        verdict = verify(draft, target_distributions(logits, draft, text), rule, noise, start)
+        logits: Logits | None = None
+        if isinstance(proposed, Draft):
+            draft = proposed
+            run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
+            [logits] = model.forward([run])
+            verdict = verify(draft, target_distributions(logits, draft, text), rule, noise, start)
+        else:
+            [checked] = on_device(model).check([CheckRun(cache, ids[cache.length :], proposed)])
+            draft = see(checked, session, policy)
+            verdict = judge(checked, draft, rule, noise, start)
         finished = as_round(verdict, ends, room=end - start, logits=logits, params=params)
         ids += finished.token_ids
         cache.truncate(len(ids) - 1)
@@ -114,17 +128,29 @@ def generate(
         record(text, ids[len(request.prompt_ids) + text.reply_length :])
         if start > len(request.prompt_ids):
             if on_round:
-                on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, time.perf_counter() - began))
+                elapsed, apart = time.perf_counter() - began, draft is proposed
+                on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, elapsed, apart))
         elif session and begin_text(policy, unread=start):
             session.read(ids)  # the prompt, as part of prefill
         yield finished
         if finished.finish_reason:
             return
         if session:
-            room, began = end - len(ids) - 1, time.perf_counter()
-            draft = forced_draft(text, room) or session.draft(ids, room, policy.wants_more)
-            draft = without_forbidden(draft, text)
+            began = time.perf_counter()
+            proposed = _propose(session, ids, end - len(ids) - 1, policy, text, place)
             draft_s = time.perf_counter() - began
+
+
+def _propose(
+    session: DraftSession, ids: Sequence[int], room: int, policy: LengthPolicy, text: TextState, place: str | None
+) -> Draft | UnseenDraft:
+    """What the next round checks. ``place``: see ``meeting_place``."""
+    if place is not None and isinstance(session, UnseenDraftSession):
+        unseen = session.draft_unseen(place, ids, room, policy.wants_more)
+        if unseen is not None:
+            return unseen
+    draft = forced_draft(text, room) or session.draft(ids, room, policy.wants_more)
+    return without_forbidden(draft, text)
 
 
 def _read_in_parts(model: Model, cache: KVCache, ids: Sequence[int], on_prompt: Callable[[int, int], object]) -> None:
@@ -155,11 +181,16 @@ def target_distributions(logits: npt.NDArray[np.float32], draft: Draft, text: Te
 
 
 def as_round(
-    verdict: Verdict, ends: Collection[int], room: int, logits: npt.NDArray[np.float32], params: SamplingParams
+    verdict: Verdict, ends: Collection[int], room: int, logits: Logits | None, params: SamplingParams
 ) -> Round:
-    """The verdict as far as it is part of the text, which ends with a token of ``ends`` or after ``room`` more."""
+    """The verdict as far as it is part of the text, which ends with a token of ``ends`` or after ``room`` more.
+
+    ``logits`` are needed where ``params`` want log-probabilities.
+    """
     tokens, top = verdict.token_ids, params.logprobs
-    logprobs = () if top is None else tuple(logprobs_of(logits[i], tokens[i], top) for i in range(len(tokens)))
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if top is not None and logits is not None:
+        logprobs = tuple(logprobs_of(logits[i], tokens[i], top) for i in range(len(tokens)))
     whole = Round(tokens, verdict.num_accepted, verdict.num_draft_tokens, None, logprobs)
     for i, token_id in enumerate(tokens):
         if token_id in ends:

@@ -13,12 +13,22 @@ from typing import Any, Protocol
 
 import torch
 
+from draftsmith.model.torch_backend import transfer
 from draftsmith.model.torch_backend.replay import Replay
 from draftsmith.model.torch_backend.steps import Slab, Step
 
-__all__ = ["MOST", "CacheChain", "Chain", "Chosen", "SlabChain"]
+__all__ = ["MOST", "CacheChain", "Chain", "Chosen", "SlabChain", "likeliest"]
 
 MOST = 64  # tokens of a chain; longer drafts are several
+
+
+def likeliest(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of rows [..., V] the place of the largest logit, the lowest of equals, and that logit. ``ids`` counts to V.
+
+    Rows that are no numbers give the last place, and no number.
+    """
+    best = rows.amax(-1)
+    return torch.where(rows == best[..., None], ids, len(ids) - 1).amin(-1), best
 
 
 class Chosen:
@@ -39,17 +49,20 @@ class Chosen:
     def take(self, row: torch.Tensor) -> None:
         """Choose from ``row`` [V]. Rows that are no numbers give some id, and no number as its probability."""
         row = row[: self._limit].float()
-        best = row.max()
-        token_id = torch.where(row == best, self._ids, self._limit - 1).min()
+        token_id, best = likeliest(row, self._ids)
         probability = 1.0 / (row - best).exp().sum()
         self.next_id.copy_(token_id.view(1, 1))
         self._taken.index_copy_(1, self._slot, torch.stack((token_id.float(), probability)).view(2, 1))
         self._slot.add_(1)
 
+    def taken(self, count: int) -> torch.Tensor:
+        """[2, count], of float32: the first ids of the chain and their probabilities, until the next chain begins."""
+        return self._taken[:, :count]
+
     def fetch(self, count: int) -> tuple[list[int], list[float]]:
-        """The first ``count`` ids of the chain and their probabilities, in one transfer."""
-        ids, probabilities = self._taken[:, :count].tolist()
-        return [int(token_id) for token_id in ids], probabilities
+        """The same on the host, in one transfer."""
+        ids, probabilities = transfer.fetch(self.taken(count))
+        return [int(token_id) for token_id in ids], probabilities.tolist()
 
 
 class Chain(Protocol):

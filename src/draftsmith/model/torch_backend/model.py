@@ -12,12 +12,15 @@ import numpy as np
 import torch
 
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
-from draftsmith.model.protocol import DraftRun, Logits, TokenRun
+from draftsmith.model.protocol import Checked, CheckRun, DraftRun, Logits, TokenRun, UnseenDraft, UnseenRun
+from draftsmith.model.torch_backend import transfer
 from draftsmith.model.torch_backend.cache import BLOCK, TorchCache, layer_kinds
-from draftsmith.model.torch_backend.chain import CacheChain, Chain, Chosen, SlabChain
+from draftsmith.model.torch_backend.chain import MOST, CacheChain, Chain, Chosen, SlabChain
 from draftsmith.model.torch_backend.drafts import write_draft
 from draftsmith.model.torch_backend.replay import WARM_UP
 from draftsmith.model.torch_backend.steps import WIDTHS, SlabPool, can_step
+from draftsmith.model.torch_backend.transfer import Ids, filled_up, on_device
+from draftsmith.model.torch_backend.unseen import DeviceDraft, check_drafts
 
 __all__ = ["TorchModel"]
 
@@ -61,6 +64,7 @@ class TorchModel:
         self.device: torch.device = inputs.weight.device
         self.dtype: torch.dtype = module.dtype
         self.writes_ahead = self.device.type != "cpu" and exact_width is None
+        self.place: str | None = None if self.device.type == "cpu" else self.device.type
         self._num_ids = int(inputs.weight.shape[0])
         self._vocab_size = int(getattr(outputs, "out_features", 0) or outputs.weight.shape[0])
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
@@ -118,15 +122,36 @@ class TorchModel:
     @torch.inference_mode()
     def draft(self, runs: Sequence[DraftRun]) -> list[list[int]]:
         """See ``protocol.DraftingModel``; drafts are written one after another, greedy ones on the device."""
-        caches = []
-        for run in runs:
-            caches.append(self._checked(TokenRun(run.cache, run.token_ids, vocab_limit=run.vocab_limit)))
-            count = len(run.token_ids) + run.max_tokens - 1
-            if run.max_tokens < 1 or caches[-1].length + count > caches[-1].capacity:
-                raise ValueError(f"a draft of {run.max_tokens} tokens does not fit its cache of {caches[-1].capacity}")
+        caches = [self._checked_for_draft(run) for run in runs]
         with self._all_or_nothing(caches):
             limits = [self._vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs]
             return [write_draft(self, *each) for each in zip(runs, caches, limits, strict=True)]
+
+    @torch.inference_mode()
+    def draft_unseen(self, runs: Sequence[UnseenRun]) -> list[UnseenDraft]:
+        """See ``protocol.DeviceModel``."""
+        caches = [self._checked_for_draft(run) for run in runs]
+        drafts: list[UnseenDraft] = []
+        with self._all_or_nothing(caches):
+            for run, cache in zip(runs, caches, strict=True):
+                count, limit = min(run.max_tokens, MOST), run.vocab_limit or self._vocab_size
+                chosen = self._chain(list(run.token_ids), cache, count, limit)
+                drafts.append(DeviceDraft(chosen.taken(count).clone(), limit))
+        return drafts
+
+    @torch.inference_mode()
+    def check(self, runs: Sequence[CheckRun]) -> list[Checked]:
+        """See ``protocol.DeviceModel``."""
+        texts = []
+        for run in runs:
+            cache, draft = self._checked(TokenRun(run.cache, run.token_ids, num_logits=0)), run.draft
+            if not isinstance(draft, DeviceDraft) or draft.limit > self._num_ids:
+                raise ValueError(f"the draft of a run is not one that a model on {self.place} has made for this one")
+            if cache.length + len(run.token_ids) + len(draft) > cache.capacity:
+                raise ValueError(f"a draft of {len(draft)} tokens does not fit its cache of {cache.capacity}")
+            texts.append((run.token_ids, draft, cache))
+        with self._all_or_nothing([cache for *_, cache in texts]):
+            return check_drafts(self, texts, "The model")
 
     @contextmanager
     def _all_or_nothing(self, caches: Sequence[TorchCache]) -> Iterator[None]:
@@ -159,19 +184,23 @@ class TorchModel:
             raise ValueError(f"a token id is outside the vocabulary of {self._num_ids} ids")
         return cache
 
+    def _checked_for_draft(self, run: DraftRun | UnseenRun) -> TorchCache:
+        """The cache of a draft to be written. Raises what ``_checked`` raises."""
+        cache = self._checked(TokenRun(run.cache, run.token_ids, vocab_limit=run.vocab_limit))
+        if run.max_tokens < 1 or cache.length + len(run.token_ids) + run.max_tokens - 1 > cache.capacity:
+            raise ValueError(f"a draft of {run.max_tokens} tokens does not fit its cache of {cache.capacity}")
+        return cache
+
     def _read(self, run: TokenRun, cache: TorchCache) -> Logits:
         """float32 [R, vocab_limit or V]."""
         width = self._vocab_size if run.vocab_limit is None else run.vocab_limit
-        rows = self._rows(list(run.token_ids), run.num_logits, cache)
+        rows = self.rows(list(run.token_ids), run.num_logits, cache)
         if not run.num_logits:  # nothing to wait for
             return np.zeros((0, width), np.float32)
-        rows = rows[:, :width].float()
-        if self.device.type == "cuda":  # to memory that the GPU writes to by itself; torch keeps it for the next rows
-            rows = torch.empty(rows.shape, dtype=torch.float32, pin_memory=True).copy_(rows)
-        return np.asarray(rows.cpu().numpy(), np.float32)
+        return transfer.fetch(rows[:, :width])
 
-    def _rows(self, ids: list[int], num_logits: int, cache: TorchCache) -> torch.Tensor:
-        """[R, V] on the device."""
+    def rows(self, ids: Ids, num_logits: int, cache: TorchCache) -> torch.Tensor:
+        """See ``unseen.Checker``."""
         cache.reserve(cache.length + len(ids))
         if self.exact_width is not None and (num_logits > 1 or len(ids) <= self.exact_width):
             return self._in_fixed_steps(ids, num_logits, cache, self.exact_width)
@@ -187,7 +216,11 @@ class TorchModel:
 
     def chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> tuple[list[int], list[float]]:
         """See ``drafts.Writer``."""
-        row = self._rows(ids, 1, cache)[0]
+        return self._chain(ids, cache, count, limit).fetch(count)
+
+    def _chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> Chosen:
+        """Read ``ids`` and choose ``count`` tokens, which are not waited for."""
+        row = self.rows(ids, 1, cache)[0]
         begin = cache.length
         slab = cache.reserve(begin + count - 1) if begin + count - 1 <= self._num_positions else None
         chain: Chain
@@ -200,9 +233,9 @@ class TorchModel:
         for _ in range(count - 1):
             chain.advance()
         cache.set_length(begin + count - 1)
-        return chain.chosen.fetch(count)
+        return chain.chosen
 
-    def _at_once(self, ids: list[int], num_logits: int, cache: TorchCache) -> torch.Tensor:
+    def _at_once(self, ids: Ids, num_logits: int, cache: TorchCache) -> torch.Tensor:
         """[R, V]; what is longer than MAX_ROWS goes through in parts, of which the last has all the rows."""
         last = max(num_logits, (len(ids) - 1) % MAX_ROWS + 1)
         for begin in range(0, len(ids) - last, MAX_ROWS):
@@ -210,7 +243,7 @@ class TorchModel:
         rows = self._step(ids[len(ids) - last :], cache, max(1, num_logits))
         return rows[rows.shape[0] - num_logits :]
 
-    def _in_fixed_steps(self, ids: list[int], num_logits: int, cache: TorchCache, width: int) -> torch.Tensor:
+    def _in_fixed_steps(self, ids: Ids, num_logits: int, cache: TorchCache, width: int) -> torch.Tensor:
         """[R, V]; what comes before the rows is read at once, if it is longer than a step."""
         before = len(ids) - num_logits if len(ids) > width else 0
         if before:
@@ -223,11 +256,11 @@ class TorchModel:
         whole = torch.cat(rows)
         return whole[whole.shape[0] - num_logits :]
 
-    def _fixed_step(self, piece: list[int], cache: TorchCache, width: int) -> torch.Tensor:
+    def _fixed_step(self, piece: Ids, cache: TorchCache, width: int) -> torch.Tensor:
         """[len(piece), V], of ``piece`` filled up to ``width``; what the cache holds beyond it is of no meaning."""
         slab = cache.reserve(cache.length + width)
         if slab is None or cache.length + width > self._num_positions:
-            return self._step(piece + [0] * (width - len(piece)), cache, width)[: len(piece)]
+            return self._step(filled_up(piece, width), cache, width)[: len(piece)]
         rows = slab.step(piece, cache.length, width)
         return rows.clone()  # the next step overwrites them
 
@@ -252,10 +285,10 @@ class TorchModel:
         return worst or None
 
     @torch.inference_mode()
-    def _step(self, ids: list[int], cache: TorchCache, rows: int) -> torch.Tensor:
+    def _step(self, ids: Ids, cache: TorchCache, rows: int) -> torch.Tensor:
         """[rows, V] on the device, of the last tokens."""
         options = {"logits_to_keep": rows} if self._keeps_logits else {}
-        given = torch.tensor([ids], device=self.device)
+        given = on_device(ids, self.device)[None]
         output = self.module(input_ids=given, past_key_values=cache.states, use_cache=True, **options)
         logits: torch.Tensor = output.logits[0, -rows:]
         return logits

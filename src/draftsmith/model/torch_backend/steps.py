@@ -20,6 +20,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from draftsmith.model.torch_backend.replay import Replay
+from draftsmith.model.torch_backend.transfer import Ids, filled_up, on_device
 
 __all__ = ["WIDTHS", "Buffers", "Slab", "SlabPool", "Step", "can_step", "slab_size"]
 
@@ -83,12 +84,12 @@ class Step:
         self.logits = torch.empty(0)
 
     @torch.inference_mode()
-    def __call__(self, ids: Sequence[int], begin: int) -> torch.Tensor:
+    def __call__(self, ids: Ids, begin: int) -> torch.Tensor:
         """[W, V]: the logits after ``ids``, W of them, of which the first stands at position ``begin``.
 
         Valid until the next call.
         """
-        self.ids.copy_(torch.tensor([list(ids)]), non_blocking=True)
+        self.ids.copy_(on_device(ids, self.ids.device)[None])
         self.cursor.copy_(torch.arange(begin, begin + len(ids)), non_blocking=True)
         self._replay()
         return self.logits
@@ -122,14 +123,14 @@ class Slab:
         self.chains: dict[int, Any] = {}  # of chain.py, by the vocabulary that they choose from
         self._steps: dict[int, Step] = {}
 
-    def step(self, ids: Sequence[int], begin: int, width: int) -> torch.Tensor:
+    def step(self, ids: Ids, begin: int, width: int) -> torch.Tensor:
         """[len(ids), V] on the device. ``ids`` are filled up to ``width``; the caller is to forget what was added.
 
         ``begin`` + ``width`` must not be above ``size``.
         """
         if width not in self._steps:
             self._steps[width] = Step(self.module, self.buffers, width, self.device)
-        rows = self._steps[width]([*ids, *([0] * (width - len(ids)))], begin)
+        rows = self._steps[width](filled_up(ids, width), begin)
         return rows[: len(ids)]
 
 

@@ -7,7 +7,16 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from draftsmith.model.protocol import DraftingModel, DraftRun, Model, TokenChoice, TokenRun
+from draftsmith.model.protocol import (
+    DeviceModel,
+    DraftingModel,
+    DraftRun,
+    Model,
+    TokenChoice,
+    TokenRun,
+    UnseenDraft,
+    UnseenRun,
+)
 from draftsmith.sampling import Noise, NoiseSource, TextState, probability_of
 from draftsmith.speculate.drafters.protocol import DraftSteps, Until, WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
@@ -18,6 +27,7 @@ LARGE_VOCABULARY = 65_536
 COMMON_IDS = 49_152
 RECENT = 64  # tokens of the text that tell whether it keeps to the common part of the vocabulary ...
 MANY_RARE = 0.1  # ... and the share of others from which on it does not
+LATER = 2  # tokens that an unseen draft is longer than the last one, if that could have gone on
 
 
 class ModelDrafter:
@@ -60,6 +70,8 @@ class ModelDraftSession:
         self._cache = model.new_cache()
         self._held: list[int] = []  # the ids in the cache
         self._pending: list[int] = []  # draft tokens that await their verdict; all but the last may be in the cache
+        self._ahead = 0  # tokens of an unseen draft; none before a draft of this text has been seen
+        self._unseen: list[int] = []  # text that the model reads at its beginning
         self._begin(request)
 
     def restart(self, request: Request) -> None:
@@ -89,8 +101,8 @@ class ModelDraftSession:
     ) -> DraftSteps:
         """See ``protocol.SteppedDraftSession.steps``."""
         self._pending = []
-        room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
-        if room < 1 or not wants_more([], None) or not self._can_read(token_ids):
+        room = self._room(token_ids, max_tokens, wants_more)
+        if room < 1:
             return Draft(())
         self._catch_up_history(token_ids)
         limit = self._vocab_limit(token_ids)
@@ -102,6 +114,34 @@ class ModelDraftSession:
             return (yield from self._watched(token_ids, room, limit, wants_more, until))
         return (yield from self._token_by_token(token_ids, room, limit, wants_more, until))
 
+    def draft_unseen(
+        self, place: str, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
+    ) -> UnseenDraft | None:
+        """See ``protocol.UnseenDraftSession``."""
+        model, self._pending = self._model, []
+        if not (self._ahead and self._params.greedy and self._draws_from_rows_alone):
+            return None
+        if not isinstance(model, DeviceModel) or model.place != place:
+            return None
+        room = min(self._ahead, self._room(token_ids, max_tokens, wants_more))
+        if room < 1:
+            return None
+        self._catch_up_history(token_ids)
+        self._unseen = [*token_ids[len(self._held) :]]
+        limit = min(self._vocab_limit(token_ids), self._vocab_size)
+        [draft] = model.draft_unseen([UnseenRun(self._cache, self._unseen, room, limit)])
+        return draft
+
+    def see(self, draft: Draft, wants_more: WantsMore) -> None:
+        """See ``protocol.UnseenDraftSession``."""
+        self._pending = list(draft.token_ids)
+        self._held += [*self._unseen, *self._pending[:-1]]
+        for token_id in self._pending:
+            self._text.push(token_id)
+        length, confidences = len(self._pending), draft.confidences
+        enough = (i for i in range(1, length + 1) if not wants_more(confidences[:i], None))
+        self._ahead = next(enough, length + LATER)
+
     def _in_one_call(self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore) -> DraftSteps:
         confidences: list[float] = []
 
@@ -110,6 +150,7 @@ class ModelDraftSession:
             return len(confidences) < room and wants_more(confidences, None)
 
         self._pending = yield from self._call(token_ids[len(self._held) :], room, limit, len(token_ids), wants_another)
+        self._ahead = len(self._pending)
         return Draft(tuple(self._pending), None, tuple(confidences))
 
     def _watched(
@@ -189,6 +230,7 @@ class ModelDraftSession:
         self._num_prompt = len(request.prompt_ids)
         self._text = TextState(request, drafting=True)
         self._pending = []
+        self._ahead = 0
         # The model may draw by itself where it would draw the same: no history to heed, no distribution to hand in.
         self._draws_from_rows_alone = (
             isinstance(self._model, DraftingModel)
@@ -196,6 +238,13 @@ class ModelDraftSession:
             and self._text.rows_suffice
             and (self._params.greedy or self._rule == "coupled")
         )
+
+    def _room(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> int:
+        """How many tokens may be drafted; less than 1 where none is wanted. The cache holds what ``_held`` says."""
+        if self._cache.length > len(self._held):  # an unseen draft went wrong
+            self._cache.truncate(len(self._held))
+        room = min(max_tokens, self._cache.capacity - len(token_ids) + 1)
+        return room if room > 0 and wants_more([], None) and self._can_read(token_ids) else 0
 
     def _can_read(self, token_ids: Sequence[int]) -> bool:
         """Whether the text fits this model: its context, and its vocabulary where the target's is wider."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from draftsmith.model.protocol import DraftRun, Model, TokenRun
+from draftsmith.model.protocol import DraftRun, Model, TokenRun, UnseenDraft
 from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "DraftSteps",
     "Drafter",
     "SteppedDraftSession",
+    "UnseenDraftSession",
     "Until",
     "WantsMore",
 ]
@@ -92,6 +93,25 @@ class SteppedDraftSession(DraftSession, Protocol):
     ) -> DraftSteps:
         """``draft``, step by step: what it yields is for ``model`` to do; it returns the draft, which may be cut short
         where ``until`` says so."""
+        ...
+
+
+@runtime_checkable
+class UnseenDraftSession(DraftSession, Protocol):
+    """A session whose drafts a target may check before anybody has seen them (``model.protocol.DeviceModel``)."""
+
+    def draft_unseen(
+        self, place: str, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore
+    ) -> UnseenDraft | None:
+        """``draft``, of a length that is settled before: what ``wants_more`` said of the last draft tells it.
+
+        None where there is none to be had for a target at ``place``, or not yet: then ask ``draft``. What comes next is
+        ``see``, or after an error ``draft`` or ``draft_unseen`` once more.
+        """
+        ...
+
+    def see(self, draft: Draft, wants_more: WantsMore) -> None:
+        """What was in the unseen draft. ``commit`` comes next."""
         ...
 
 

@@ -1,0 +1,81 @@
+"""Drafts that go from the draft model to the target on the device (``protocol.DeviceModel``): a round waits once.
+
+The draft's ids are fed to the target's forward as they lie there, the target's choices are made there, and both come to
+the host in one transfer, those of all texts of a batch together.
+
+Shape legend: K tokens of a draft, V entries of a row of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from draftsmith.errors import CheckpointError
+from draftsmith.model.protocol import Checked
+from draftsmith.model.torch_backend import transfer
+from draftsmith.model.torch_backend.cache import TorchCache
+from draftsmith.model.torch_backend.chain import likeliest
+from draftsmith.model.torch_backend.transfer import Ids, joined
+
+__all__ = ["Checker", "DeviceDraft", "check_drafts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceDraft:
+    """An ``UnseenDraft``. ``taken`` [2, K], of float32: ids, exact below 2**24, and probabilities. ``limit``: all ids
+    are below it.
+    """
+
+    taken: torch.Tensor
+    limit: int
+
+    def __len__(self) -> int:
+        return int(self.taken.shape[1])
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """int64 [K], on the device."""
+        return self.taken[0].long()
+
+
+class Checker(Protocol):
+    """What is needed of the model."""
+
+    def rows(self, ids: Ids, num_logits: int, cache: TorchCache) -> torch.Tensor:
+        """Read ``ids``; [num_logits, V] on the device."""
+        ...
+
+
+def check_drafts(
+    model: Checker, texts: Sequence[tuple[Sequence[int], DeviceDraft, TorchCache]], name: str
+) -> list[Checked]:
+    """Append ids and draft to the cache, for each of ``texts``; then wait once.
+
+    Raises CheckpointError, which begins with ``name``, when logits are not finite numbers.
+    """
+    found: list[torch.Tensor] = []
+    for ids, draft, cache in texts:
+        rows = model.rows(joined(ids, draft.ids), len(draft) + 1, cache).float()
+        choices, best = likeliest(rows, torch.arange(rows.shape[1], device=rows.device))
+        found += [draft.taken.flatten(), choices.float(), best]
+    fetched = transfer.fetch(torch.cat([part.to(found[0].device, non_blocking=True) for part in found]))
+    parts = iter(np.split(fetched, np.cumsum([part.numel() for part in found])[:-1]))
+    return [_checked(taken, choices, best, name) for taken, choices, best in zip(parts, parts, parts, strict=True)]
+
+
+def _checked(
+    taken: npt.NDArray[np.float32], choices: npt.NDArray[np.float32], best: npt.NDArray[np.float32], name: str
+) -> Checked:
+    ids, probabilities = taken.reshape(2, -1)
+    for whose, numbers in (("The draft model", probabilities), (name, best)):
+        if not np.isfinite(numbers).all():
+            raise CheckpointError(
+                f"{whose}'s logits are not finite numbers; its files may be damaged, so fetch them again"
+            )
+    return Checked(tuple(int(i) for i in ids), tuple(float(p) for p in probabilities), tuple(int(i) for i in choices))
