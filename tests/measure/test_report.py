@@ -103,6 +103,18 @@ def test_every_picture_is_well_formed() -> None:
                 assert 0 <= float(element.attrib.get(name, 0)) <= limit, ElementTree.tostring(element)
 
 
+@pytest.mark.parametrize("top", [0.0021, 0.99, 1.08, 2.9, 3.3, 10.0, 77.0, 2500.0])
+def test_axes_have_round_numbers(top: float) -> None:
+    picture = ElementTree.fromstring(curve("v", {1.0: top / 1.08}, x_name="x", y_name="y"))  # noqa: S314
+    labels = [
+        one.text or "" for one in picture.iter() if one.get("class") == "soft" and one.get("text-anchor") == "end"
+    ]
+    assert 3 <= len(labels) <= 7
+    assert labels[0] == "0"
+    assert all(len(label.strip("0.")) <= 2 for label in labels), labels
+    assert float(labels[-1]) <= top * 1.0001
+
+
 def test_the_page_has_everything_and_needs_nothing() -> None:
     page = report_page([("bench.json", BENCH), ("eval.json", EVAL), ("plan.json", PLAN)])
     html = as_html(page)
@@ -116,7 +128,7 @@ def test_the_page_has_everything_and_needs_nothing() -> None:
         "bonus token included",
         "accepted / draft tokens",
         "Use small with",
-        "5.0 GB/s",
+        "5.0 GB/s, 50%",
         "2/2",
         "10.00 ms | 20.00 ms",
     ):

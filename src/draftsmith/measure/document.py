@@ -21,7 +21,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 th { color: var(--soft); font-weight: 600; } figure { margin: 1rem 0; overflow-x: auto; }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 13px system-ui, sans-serif;
+  stroke: var(--back); stroke-width: 3px; paint-order: stroke; }
 svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); }
 """
 

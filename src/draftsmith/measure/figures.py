@@ -6,6 +6,7 @@ Colours are never the only carrier: bars have their numbers, cells their counts,
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,11 +60,10 @@ def curve(title: str, points: Mapping[float, float], *, x_name: str, y_name: str
         return left + (width - left - 30) * x / right, height - bottom - (height - bottom - top_edge) * y / top
 
     parts = []
-    for step in range(5):
-        value = top * step / 4
+    for value in _ticks(top):
         y = at(0, value)[1]
         parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{width - 30}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, f"{value:.2g}", anchor="end", soft=True))
+        parts.append(_text(left - 8, y + 4, f"{value:g}", anchor="end", soft=True))
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in known))
     parts.append(f'<polyline points="{path}" style="fill:none;stroke:var(--one);stroke-width:2"/>')
     for x_value, y_value in known:
@@ -112,6 +112,13 @@ def heat_map(
             parts.append(f'<rect x="{x}" y="{y}" width="{width - 3}" height="{size - 3}" style="{paint}"/>')
             parts.append(_text(x + width / 2, y + 21, f"{hits}/{trials}", anchor="middle"))
     return _svg(title, _LEFT + width * len(columns), 30 + size * len(rows), parts)
+
+
+def _ticks(top: float) -> list[float]:
+    """Round numbers from 0 to ``top``: three to six of them."""
+    power = 10.0 ** math.floor(math.log10(top / 3))
+    step = next(power * factor for factor in (10, 5, 2, 1) if top / (power * factor) >= 2.5)
+    return [round(step * i, 12) for i in range(int(top / step) + 1)]
 
 
 def _short(label: str, longest: int = 22) -> str:

@@ -93,16 +93,14 @@ def _bench_table(value: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
 def _costs(value: dict[str, Any]) -> Section:
     measured = value.get("details", {}).get("verify_cost_v", value["verify_cost_v"])
     points = {1.0: 1.0, **{float(size): float(cost) for size, cost in measured.items()}}
-    memory, step = value["speculative"]["memory"], value["plain"]["step_s"]
-    share = value["speculative"]["time_share"]
+    step, share = value["plain"]["step_s"], value["speculative"]["time_share"]
     return Section(
         "What steps cost",
         (
             f"A plain step takes {step * 1000:.1f} ms after {value['provenance']['cost_context']} tokens. A draft step "
             f"costs c = {value['draft_cost_c']:.3f} of it; checking m tokens costs v(m), drawn here.",
-            f"A plain step reads the target's {memory['target_bytes'] / 1e6:.0f} MB of resident weights: about "
-            f"{memory['target_bytes'] / step / 1e9:.1f} GB/s. Speculative decoding spent {share['target']:.0%} of its "
-            f"time in the target, {share['draft']:.0%} in the draft, {share['other']:.0%} elsewhere.",
+            f"Speculative decoding spent {share['target']:.0%} of its time in the target, {share['draft']:.0%} in the "
+            f"draft, {share['other']:.0%} elsewhere.",
         ),
         (),
         curve("v(m)", points, x_name="m: tokens checked at once", y_name="v(m): cost in plain steps"),
@@ -115,13 +113,14 @@ def _roofline(value: dict[str, Any]) -> list[Section]:
         return []
     bandwidth = found["read_bandwidth"]
     phases = [(p["phase"], p["bytes"], p["seconds"]) for p in found["phases"]]
-    rows = [
-        Bar(name, read / spent / 1e9, f"{read / spent / 1e9:.1f} GB/s, {read / spent / bandwidth:.0%}")
-        for name, read, spent in phases
-    ]
+    rates = {name: f"{read / spent / 1e9:.1f} GB/s, {read / spent / bandwidth:.0%}" for name, read, spent in phases}
+    rows = [Bar(name, read / spent / 1e9, rates[name]) for name, read, spent in phases]
     table = (
-        ("phase", "must read", "at best", "takes"),
-        *((n, f"{b / 1e6:.1f} MB", f"{b / bandwidth * 1e3:.2f} ms", f"{s * 1e3:.2f} ms") for n, b, s in phases),
+        ("phase", "must read", "at best", "takes", "reads at, of the bandwidth"),
+        *(
+            (n, f"{b / 1e6:.1f} MB", f"{b / bandwidth * 1e3:.2f} ms", f"{s * 1e3:.2f} ms", rates[n])
+            for n, b, s in phases
+        ),
     )
     note = (
         "Bars: weights, keys and values that the phase must read / the time it takes, and the share of the bandwidth "
