@@ -63,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--draft", type=Path, help="a .gguf file that llama-server drafts with; without it, lookup")
     parser.add_argument("--ours-draft", default="auto", help="what our server drafts with: REF, lookup or auto")
     parser.add_argument("--llama-server", help="the program; by default the one on the path, if there is one")
+    parser.add_argument("--llama-target", type=Path, help="another quantisation of the target, for it alone")
     parser.add_argument("--llama-args", default="", help="more arguments for it, in one string")
     parser.add_argument("--sizes", default="1,4,8,16", help="chats at once, comma-separated")
     parser.add_argument("--waves", type=int, default=3, help="waves of each size for each server")
@@ -113,7 +114,8 @@ def our_command(options: argparse.Namespace, port: int, *, drafting: bool) -> li
 def peer_command(program: str, options: argparse.Namespace, port: int, *, drafting: bool) -> list[str]:
     """How llama-server is started: as many slots as there are chats, each with room for a chat."""
     slots = max(int(size) for size in options.sizes.split(","))
-    command = [program, "-m", str(options.target), "--port", str(port), "-t", str(options.threads), "-np", str(slots)]
+    model = options.llama_target or options.target
+    command = [program, "-m", str(model), "--port", str(port), "-t", str(options.threads), "-np", str(slots)]
     command += ["-c", str(slots * 2048), "-tb", str(options.threads), *options.llama_args.split()]
     if not drafting:
         return command
@@ -220,9 +222,10 @@ def main() -> int:
     result = {
         "target": options.target.name, "draft": options.draft and options.draft.name, "ours_draft": options.ours_draft,
         "threads": options.threads, "llama_args": options.llama_args, "max_new_tokens": options.max_new_tokens,
+        "llama_target": options.llama_target and options.llama_target.name,
         "identical": same, "sizes": rows,
     }  # fmt: skip
-    files = [path for path in (options.target, options.draft) if path]
+    files = [path for path in (options.target, options.draft, options.llama_target) if path]
     report(f"Many chats at once: {options.target.stem}", tables(rows), result, options.record, files=files)
     return int(not same)
 
