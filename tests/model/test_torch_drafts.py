@@ -96,9 +96,11 @@ def test_a_fixed_length_is_fetched_once_a_round(monkeypatch: pytest.MonkeyPatch)
     calls: list[int] = []
     chain = model.chain
 
-    def counted(ids: list[int], cache: object, count: int, limit: int) -> tuple[list[int], list[float]]:
+    def counted(
+        ids: list[int], cache: object, count: int, limit: int, choice: TokenChoice
+    ) -> tuple[list[int], list[float]]:
         calls.append(count)
-        return chain(ids, cache, count, limit)  # type: ignore[arg-type]
+        return chain(ids, cache, count, limit, choice)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "chain", counted)
     text = IDS[:20]

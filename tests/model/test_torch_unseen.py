@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from draftsmith.model.protocol import (
     UnseenRun,
 )
 from draftsmith.model.torch_backend import TorchModel, transfer
+from draftsmith.model.torch_backend.sampled import Sampled, uniforms
+from draftsmith.sampling.noise import philox_bits
 from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, ModelDrafter, RoundTimes, generate
 from draftsmith.types import Request, SamplingParams, Verdict, VerificationRule
 from tests.support.torch_models import CONTEXT, VOCAB_SIZE, random_module
@@ -180,24 +183,67 @@ def seen(model: TorchModel, text: Sequence[int], count: int, limit: int | None) 
     return drawn, confidences
 
 
+SAMPLED = SamplingParams(temperature=0.8, top_k=0, top_p=0.95, max_new_tokens=40, ignore_eos=True, seed=3)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize(
     "changes",
     [
-        {"greedy": False, "temperature": 0.8},
-        {"repetition_penalty": 1.2},
-        {"logit_bias": {5: 2.0}},
+        {},
+        {"temperature": 1.3, "top_p": 1.0},
+        {"top_k": 30, "min_p": 0.02},
         {"logprobs": 2},
-        {"logits_processors": (lambda _, scores: scores,)},
+        {"greedy": True, "logprobs": 2},
     ],
 )
-@pytest.mark.parametrize("rule", ["coupled", "rejection"])
-def test_what_needs_the_targets_logits_gets_them(changes: dict[str, Any], rule: VerificationRule) -> None:
+def test_sampled_rounds_wait_once_too(changes: dict[str, Any], graphs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's logits come with the draft; its draws are the host's, so the text is the plain one."""
+    target, draft = pair(graphs=graphs)
+    params = replace(SAMPLED, **changes)
+    expected = plain(target, IDS[:30], params)
+    with counted_fetches(monkeypatch) as fetches:
+        counts: list[int] = []
+        text, heard = speculative(target, draft, FixedLength(4), params, each=lambda: counts.append(fetches.count))
+    assert text == expected
+    assert not any(heard.apart[1:-1])
+    assert set(np.diff(counts[1:])) == {1}
+    assert len(text) / len(heard.apart) > 1.5  # drafts are accepted, as they share the target's noise
+
+
+def test_what_drafts_cannot_know_is_drafted_in_sight() -> None:
     target, draft = pair()
-    params = SamplingParams(**{"greedy": True, "max_new_tokens": 20, "ignore_eos": True, "seed": 3, **changes})
-    text, heard = speculative(target, draft, FixedLength(3), params, rule=rule)
-    assert all(heard.apart)
-    if rule == "coupled" or params.greedy:
+    for changes in ({"repetition_penalty": 1.2}, {"logit_bias": {5: 2.0}}):
+        params = replace(PARAMS, **changes)
+        text, heard = speculative(target, draft, FixedLength(3), params)
+        assert all(heard.apart)
         assert text == plain(target, IDS[:30], params)
+    _, heard = speculative(target, draft, FixedLength(3), SAMPLED, rule="rejection")
+    assert all(heard.apart)  # the rule asks what the draft was drawn from
+
+
+def test_processors_of_the_target_get_its_logits() -> None:
+    """They are not the draft's business, so drafts may go unseen."""
+
+    def forbids_most(ids: Sequence[int], scores: Any) -> Any:
+        return np.where(np.arange(len(scores)) % 5 == len(ids) % 5, scores, -np.inf)
+
+    target, draft = pair()
+    params = replace(PARAMS, logits_processors=(forbids_most,))
+    text, heard = speculative(target, draft, FixedLength(3), params)
+    assert not all(heard.apart)
+    assert text == plain(target, IDS[:30], params) != plain(target, IDS[:30])
+
+
+@pytest.mark.parametrize("seed", [0, 7, (1 << 62) + 12345])
+def test_the_devices_noise_is_the_hosts(seed: int) -> None:
+    ids = torch.randperm(150_000)[:2000]
+    sampler = Sampled(torch.device("cpu"), 8)
+    for position in (0, 5, 2**31 + 3):
+        words = torch.tensor([seed & 0xFFFFFFFF, seed >> 32])
+        found = uniforms(ids, torch.tensor(position), words, sampler.key_steps, sampler.multipliers)
+        bits = philox_bits(ids.numpy(), seed, position, 0, 0)
+        assert found.numpy().tobytes() == ((bits.astype(np.float64) + 0.5) * 2.0**-53).tobytes()
 
 
 def test_a_target_that_is_elsewhere_gets_drafts_that_were_seen() -> None:

@@ -9,8 +9,8 @@ from draftsmith.model.protocol import Checked, CheckRun, KVCache, Logits, Model,
 from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
-from draftsmith.speculate.loop import as_round, record, target_distributions
-from draftsmith.speculate.unseen import judge, meeting_place, see
+from draftsmith.speculate.loop import as_round, record, said_by, target_distributions
+from draftsmith.speculate.unseen import meeting_place, needs_logits, see
 from draftsmith.types import Draft, Request, TokenLogprobs, Verdict, VerificationRule
 
 __all__ = ["NO_DRAFT", "Task"]
@@ -54,7 +54,8 @@ class Task:
         self._cache: KVCache | None = None
         self._noise = Noise(request.sampling.seed or 0)
         self._text = TextState(request)
-        self.place = meeting_place(target, request.sampling, self._text)
+        self.place = meeting_place(target)
+        self._needs_logits = needs_logits(request.sampling, self._text)
         self._ends = frozenset() if request.sampling.ignore_eos else frozenset(eos_ids)
         self._draft = NO_DRAFT
         self._unseen: UnseenDraft | None = None  # in place of the draft
@@ -143,7 +144,7 @@ class Task:
         """Read what is left of the text and check the unseen draft; None when there is none."""
         if self._unseen is None:
             return None
-        return CheckRun(self.cache, self.ids[self.cache.length :], self._unseen)
+        return CheckRun(self.cache, self.ids[self.cache.length :], self._unseen, self._needs_logits)
 
     def advance(self, logits: Logits, rule: VerificationRule) -> Round | None:
         """One round of ``speculate.loop``, from logits to tokens: adds them to the text and settles caches and policy.
@@ -163,7 +164,9 @@ class Task:
         """The same with the draft that nobody had seen."""
         self._unseen = None
         draft = see(checked, self.session, self.policy)
-        return self._settle(draft, judge(checked, draft, rule, self._noise, len(self.ids)), None)
+        distributions = said_by(checked, draft, self._text)
+        verdict = verify(draft, distributions, rule, self._noise, len(self.ids))
+        return self._settle(draft, verdict, checked.logits)
 
     def _settle(self, draft: Draft, verdict: Verdict, logits: Logits | None) -> Round:
         """Add the verdict to the text."""

@@ -148,14 +148,15 @@ class UnseenRun:
     """A draft to be written where nobody sees it: append ``token_ids`` (at least one) to ``cache``, then choose and
     append.
 
-    ``max_tokens`` >= 1 tokens are chosen, or fewer where the model does no more at once; each is the likeliest of the
-    first ``vocab_limit`` entries of the logits (None: of all).
+    ``max_tokens`` >= 1 tokens are chosen, or fewer where the model does no more at once, from the first ``vocab_limit``
+    entries of the logits (None: from all).
     """
 
     cache: KVCache
     token_ids: Sequence[int]
     max_tokens: int
     vocab_limit: int | None = None
+    choice: TokenChoice = GREEDY
 
 
 class UnseenDraft(Protocol):
@@ -168,25 +169,28 @@ class UnseenDraft(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckRun:
-    """Append ``token_ids`` (at least one) and the draft to ``cache``; wanted is what the model would choose after the
-    last of ``token_ids`` and after each of the draft's.
+    """Append ``token_ids`` (at least one) and the draft to ``cache``; wanted are the likeliest ids after the last of
+    ``token_ids`` and after each of the draft's, or all their logits.
     """
 
     cache: KVCache
     token_ids: Sequence[int]
     draft: UnseenDraft
+    wants_logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was in a draft of k tokens, and the likeliest ids after each of them: the lowest one of equals.
+    """What was in a draft of k tokens, and what the model says to it.
 
-    ``confidences`` are the draft model's probabilities of its tokens; ``choices`` has k + 1 ids.
+    ``confidences`` are the draft model's probabilities of its tokens. ``choices`` has k + 1 ids, the lowest ones of
+    equals; where logits were wanted, it is empty and ``logits`` are float32 [k + 1, V].
     """
 
     draft_ids: tuple[int, ...]
     confidences: tuple[float, ...]
     choices: tuple[int, ...]
+    logits: Logits | None = None
 
 
 @runtime_checkable

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from draftsmith.errors import PromptTooLong, UsageError
-from draftsmith.model.protocol import CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
-from draftsmith.sampling import Noise, TextState, logprobs_of
+from draftsmith.model.protocol import Checked, CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
+from draftsmith.sampling import Noise, TextState, logprobs_of, point
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.drafters.protocol import DraftSession, UnseenDraftSession
 from draftsmith.speculate.policy import FixedLength, LengthPolicy, begin_text
-from draftsmith.speculate.unseen import judge, meeting_place, on_device, see
+from draftsmith.speculate.unseen import meeting_place, needs_logits, on_device, see
 from draftsmith.speculate.verify import verify
 from draftsmith.types import (
     Distribution,
@@ -31,7 +31,16 @@ from draftsmith.types import (
     VerificationRule,
 )
 
-__all__ = ["Round", "RoundTimes", "as_round", "generate", "record", "target_distributions", "token_limit"]
+__all__ = [
+    "Round",
+    "RoundTimes",
+    "as_round",
+    "generate",
+    "record",
+    "said_by",
+    "target_distributions",
+    "token_limit",
+]
 
 PROMPT_PART = 512  # tokens read between two reports of progress
 _NO_DRAFT = Draft(())
@@ -103,7 +112,7 @@ def generate(
     ends = frozenset() if params.ignore_eos else frozenset(eos_ids)
     if on_prompt is not None:
         _read_in_parts(model, cache, ids, on_prompt)
-    place = meeting_place(model, params, text)
+    place, wants_logits = meeting_place(model), needs_logits(params, text)
     proposed: Draft | UnseenDraft = _NO_DRAFT  # the first round reads the prompt and writes one token
     draft_s = 0.0
     while True:
@@ -113,11 +122,12 @@ def generate(
             draft = proposed
             run = TokenRun(cache, [*ids[cache.length :], *draft.token_ids], num_logits=len(draft.token_ids) + 1)
             [logits] = model.forward([run])
-            verdict = verify(draft, target_distributions(logits, draft, text), rule, noise, start)
+            distributions = target_distributions(logits, draft, text)
         else:
-            [checked] = on_device(model).check([CheckRun(cache, ids[cache.length :], proposed)])
-            draft = see(checked, session, policy)
-            verdict = judge(checked, draft, rule, noise, start)
+            [checked] = on_device(model).check([CheckRun(cache, ids[cache.length :], proposed, wants_logits)])
+            draft, logits = see(checked, session, policy), checked.logits
+            distributions = said_by(checked, draft, text)
+        verdict = verify(draft, distributions, rule, noise, start)
         finished = as_round(verdict, ends, room=end - start, logits=logits, params=params)
         ids += finished.token_ids
         cache.truncate(len(ids) - 1)
@@ -178,6 +188,13 @@ def target_distributions(logits: npt.NDArray[np.float32], draft: Draft, text: Te
     for row, token_id in zip(logits[1:], draft.token_ids, strict=True):
         text.push(token_id)
         yield text.distribution(row)
+
+
+def said_by(checked: Checked, draft: Draft, text: TextState) -> Iterator[Distribution]:
+    """The same of a target that was asked for its choices, and is certain of them, or for its logits."""
+    if checked.logits is None:
+        return map(point, checked.choices)
+    return target_distributions(checked.logits, draft, text)
 
 
 def as_round(

@@ -1,25 +1,28 @@
 """Rounds in which a draft is checked before anybody has seen it: for models on a device that the host has to wait for.
 
 Drafting and checking are then told to the device in one go, and the host waits once, for what was drafted and what the
-target says to it. So greedily, where the target's likeliest ids are all that is asked of its logits.
+target says to it: its likeliest ids, where these are all that is asked, else its logits.
 """
 
 from __future__ import annotations
 
 from draftsmith.model.protocol import Checked, DeviceModel, Model
-from draftsmith.sampling import Noise, TextState, point
+from draftsmith.sampling import TextState
 from draftsmith.speculate.drafters.protocol import DraftSession, UnseenDraftSession
 from draftsmith.speculate.policy import LengthPolicy
-from draftsmith.speculate.verify import verify
-from draftsmith.types import Draft, SamplingParams, Verdict, VerificationRule
+from draftsmith.types import Draft, SamplingParams
 
-__all__ = ["judge", "meeting_place", "on_device", "see"]
+__all__ = ["meeting_place", "needs_logits", "on_device", "see"]
 
 
-def meeting_place(model: Model, params: SamplingParams, text: TextState) -> str | None:
-    """Where ``model`` can check unseen drafts of this text; None where it has to give its logits to the host."""
-    suffices = params.greedy and params.logprobs is None and text.rows_suffice
-    return model.place if suffices and isinstance(model, DeviceModel) else None
+def meeting_place(model: Model) -> str | None:
+    """Where ``model`` can check unseen drafts, if anywhere."""
+    return model.place if isinstance(model, DeviceModel) else None
+
+
+def needs_logits(params: SamplingParams, text: TextState) -> bool:
+    """Whether the target's likeliest ids do not suffice to judge a draft."""
+    return not (params.greedy and params.logprobs is None and text.rows_suffice)
 
 
 def see(checked: Checked, session: DraftSession | None, policy: LengthPolicy | None) -> Draft:
@@ -28,11 +31,6 @@ def see(checked: Checked, session: DraftSession | None, policy: LengthPolicy | N
     if isinstance(session, UnseenDraftSession) and policy is not None:
         session.see(draft, policy.wants_more)
     return draft
-
-
-def judge(checked: Checked, draft: Draft, rule: VerificationRule, noise: Noise, position: int) -> Verdict:
-    """``verify``, where the target is certain of its choices."""
-    return verify(draft, map(point, checked.choices), rule, noise, position)
 
 
 def on_device(model: Model) -> DeviceModel:

@@ -1,4 +1,4 @@
-"""Greedy tokens chosen on the device: each one feeds the next step there, and all of them come to the host together.
+"""Draft tokens chosen on the device: each one feeds the next step there, and all of them come to the host together.
 
 A small model's step takes a GPU about a millisecond. To wait for its logits, choose on the host and send the choice
 back takes a good part of that again, and the GPU idles meanwhile. Here the host only says "once more".
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from draftsmith.model.protocol import TokenChoice
 from draftsmith.model.torch_backend import transfer
 from draftsmith.model.torch_backend.replay import Replay
 from draftsmith.model.torch_backend.steps import Slab, Step
@@ -32,7 +33,7 @@ def likeliest(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 class Chosen:
-    """Ids that were likeliest, the lowest of equals, with their probabilities: on the device until they are fetched."""
+    """Ids with their probabilities, on the device until they are fetched: the likeliest, the lowest of equals."""
 
     def __init__(self, device: torch.device, limit: int) -> None:
         """``limit``: only the first so many entries of rows are looked at."""
@@ -42,18 +43,22 @@ class Chosen:
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._taken = torch.zeros((2, MOST), dtype=torch.float32, device=device)  # ids are exact below 2**24
 
-    def restart(self) -> None:
+    def restart(self, choice: TokenChoice) -> None:
         """Begin a chain."""
+        del choice
         self._slot.zero_()
 
     def take(self, row: torch.Tensor) -> None:
         """Choose from ``row`` [V]. Rows that are no numbers give some id, and no number as its probability."""
-        row = row[: self._limit].float()
-        token_id, best = likeliest(row, self._ids)
-        probability = 1.0 / (row - best).exp().sum()
+        token_id, probability = self._choose(row[: self._limit].float())
         self.next_id.copy_(token_id.view(1, 1))
         self._taken.index_copy_(1, self._slot, torch.stack((token_id.float(), probability)).view(2, 1))
         self._slot.add_(1)
+
+    def _choose(self, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """An id and its probability; ``row`` is float32 and as long as is looked at."""
+        token_id, best = likeliest(row, self._ids)
+        return token_id, 1.0 / (row - best).exp().sum()
 
     def taken(self, count: int) -> torch.Tensor:
         """[2, count], of float32: the first ids of the chain and their probabilities, until the next chain begins."""
@@ -73,8 +78,8 @@ class Chain(Protocol):
         """What was drawn so far."""
         ...
 
-    def start(self, row: torch.Tensor, position: int) -> None:
-        """Begin with the likeliest id of ``row`` [V], which will stand at ``position``."""
+    def start(self, row: torch.Tensor, begin: int, choice: TokenChoice) -> None:
+        """Begin with an id chosen from ``row`` [V]; the next step reads it at position ``begin`` of the cache."""
         ...
 
     def advance(self) -> None:
@@ -85,24 +90,25 @@ class Chain(Protocol):
 class SlabChain:
     """A chain on a slab: one graph on a GPU."""
 
-    def __init__(self, slab: Slab, limit: int) -> None:
-        self.chosen = Chosen(slab.device, limit)
+    def __init__(self, slab: Slab, chosen: Chosen) -> None:
+        self.chosen = chosen
         self._step = Step(slab.module, slab.buffers, 1, slab.device, ids=self.chosen.next_id)
         self._replay = Replay(self._advance, slab.device)
 
     @classmethod
-    def on(cls, slab: Slab, limit: int) -> SlabChain:
-        """The slab's chain for the first ``limit`` entries of the vocabulary."""
-        if limit not in slab.chains:
-            slab.chains[limit] = cls(slab, limit)
-        chain: SlabChain = slab.chains[limit]
+    def on(cls, slab: Slab, limit: int, kind: type[Chosen]) -> SlabChain:
+        """The slab's chain of that kind for the first ``limit`` entries of the vocabulary."""
+        key = (limit, kind)
+        if key not in slab.chains:
+            slab.chains[key] = cls(slab, kind(slab.device, limit))
+        chain: SlabChain = slab.chains[key]
         return chain
 
-    def start(self, row: torch.Tensor, position: int) -> None:
+    def start(self, row: torch.Tensor, begin: int, choice: TokenChoice) -> None:
         """See ``Chain``."""
-        self.chosen.restart()
+        self.chosen.restart(choice)
         self.chosen.take(row)
-        self._step.cursor.fill_(position)
+        self._step.cursor.fill_(begin)
 
     def advance(self) -> None:
         """See ``Chain``."""
@@ -121,10 +127,10 @@ class CacheChain:
         self.chosen = chosen
         self._module, self._states, self._options = module, states, options
 
-    def start(self, row: torch.Tensor, position: int) -> None:
+    def start(self, row: torch.Tensor, begin: int, choice: TokenChoice) -> None:
         """See ``Chain``; the cache knows the position."""
-        del position
-        self.chosen.restart()
+        del begin
+        self.chosen.restart(choice)
         self.chosen.take(row)
 
     def advance(self) -> None:

@@ -1,16 +1,16 @@
-"""Whole drafts in one call (``protocol.DraftingModel``): greedy ones on the device, sampled ones with the host's noise.
+"""Whole drafts in one call (``protocol.DraftingModel``): on a GPU there, on a processor with the host's noise.
 
-A greedy draft is written ahead: as many tokens as the text's last draft had are chosen before the host looks at any, in
-one transfer of ids and probabilities; what turns out not to be wanted is forgotten. So with a fixed length a draft
+On a GPU a draft is written ahead: as many tokens as the text's last draft had are chosen before the host looks at any,
+in one transfer of ids and probabilities; what turns out not to be wanted is forgotten. So with a fixed length a draft
 waits for the device once. On a processor, where looking costs nothing, no token is written ahead.
 
-Sampled drafts bring a row of logits to the host for each token: the noise that they share with the target, and the
-options in their order, are there, in float64.
+There, sampled drafts bring a row of logits for each token to the code that also draws the target's.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -32,11 +32,13 @@ class Writer(Protocol):
 
     @property
     def writes_ahead(self) -> bool:
-        """Whether greedy tokens are chosen on the device before the host has seen those before them."""
+        """Whether tokens are chosen on the device before the host has seen those before them."""
         ...
 
-    def chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> tuple[list[int], list[float]]:
-        """Read ``ids``, choose ``count`` tokens greedily; they, and their probabilities. All but the last are read."""
+    def chain(
+        self, ids: list[int], cache: TorchCache, count: int, limit: int, choice: TokenChoice
+    ) -> tuple[list[int], list[float]]:
+        """Read ``ids``, choose ``count`` tokens; they, and their probabilities. All but the last are read."""
         ...
 
     def row(self, ids: list[int], cache: TorchCache, limit: int) -> Logits:
@@ -47,19 +49,21 @@ class Writer(Protocol):
 def write_draft(model: Writer, run: DraftRun, cache: TorchCache, limit: int) -> list[int]:
     """See ``protocol.DraftingModel``. Raises CheckpointError when logits are not finite numbers."""
     end = cache.length + len(run.token_ids)
-    drawn = _greedily(model, run, cache, limit) if run.choice.greedy else _sampled(model, run, cache, limit)
+    on_device = run.choice.greedy or model.writes_ahead
+    drawn = _on_device(model, run, cache, limit) if on_device else _sampled(model, run, cache, limit)
     cache.truncate(end + len(drawn) - 1)
     cache.draft_length = len(drawn)
     return drawn
 
 
-def _greedily(model: Writer, run: DraftRun, cache: TorchCache, limit: int) -> list[int]:
+def _on_device(model: Writer, run: DraftRun, cache: TorchCache, limit: int) -> list[int]:
     drawn: list[int] = []
     ids, ahead = list(run.token_ids), cache.draft_length
     while True:
         room = run.max_tokens - len(drawn)
         count = min(ahead, room, MOST) if model.writes_ahead else 1
-        for token_id, probability in zip(*model.chain(ids, cache, count, limit), strict=True):
+        choice = replace(run.choice, position=run.choice.position + len(drawn))
+        for token_id, probability in zip(*model.chain(ids, cache, count, limit, choice), strict=True):
             if not math.isfinite(probability):
                 raise _damaged()
             drawn.append(token_id)

@@ -12,12 +12,23 @@ import numpy as np
 import torch
 
 from draftsmith.errors import OutOfMemory, UnsupportedModel, UsageError
-from draftsmith.model.protocol import Checked, CheckRun, DraftRun, Logits, TokenRun, UnseenDraft, UnseenRun
+from draftsmith.model.protocol import (
+    GREEDY,
+    Checked,
+    CheckRun,
+    DraftRun,
+    Logits,
+    TokenChoice,
+    TokenRun,
+    UnseenDraft,
+    UnseenRun,
+)
 from draftsmith.model.torch_backend import transfer
 from draftsmith.model.torch_backend.cache import BLOCK, TorchCache, layer_kinds
 from draftsmith.model.torch_backend.chain import MOST, CacheChain, Chain, Chosen, SlabChain
 from draftsmith.model.torch_backend.drafts import write_draft
 from draftsmith.model.torch_backend.replay import WARM_UP
+from draftsmith.model.torch_backend.sampled import Sampled
 from draftsmith.model.torch_backend.steps import WIDTHS, SlabPool, can_step
 from draftsmith.model.torch_backend.transfer import Ids, filled_up, on_device
 from draftsmith.model.torch_backend.unseen import DeviceDraft, check_drafts
@@ -69,7 +80,7 @@ class TorchModel:
         self._vocab_size = int(getattr(outputs, "out_features", 0) or outputs.weight.shape[0])
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
-        self._chosen: dict[int, Chosen] = {}  # by the vocabulary that is chosen from
+        self._chosen: dict[tuple[int, type[Chosen]], Chosen] = {}  # by the vocabulary, and how is chosen from it
         self._pool: SlabPool | None = None
         self._bytes_per_position = self._try_one_token(graphs)
 
@@ -121,7 +132,7 @@ class TorchModel:
 
     @torch.inference_mode()
     def draft(self, runs: Sequence[DraftRun]) -> list[list[int]]:
-        """See ``protocol.DraftingModel``; drafts are written one after another, greedy ones on the device."""
+        """See ``protocol.DraftingModel``; drafts are written one after another, on a GPU there."""
         caches = [self._checked_for_draft(run) for run in runs]
         with self._all_or_nothing(caches):
             limits = [self._vocab_size if run.vocab_limit is None else run.vocab_limit for run in runs]
@@ -135,7 +146,7 @@ class TorchModel:
         with self._all_or_nothing(caches):
             for run, cache in zip(runs, caches, strict=True):
                 count, limit = min(run.max_tokens, MOST), run.vocab_limit or self._vocab_size
-                chosen = self._chain(list(run.token_ids), cache, count, limit)
+                chosen = self._chain(list(run.token_ids), cache, count, limit, run.choice)
                 drafts.append(DeviceDraft(chosen.taken(count).clone(), limit))
         return drafts
 
@@ -149,8 +160,8 @@ class TorchModel:
                 raise ValueError(f"the draft of a run is not one that a model on {self.place} has made for this one")
             if cache.length + len(run.token_ids) + len(draft) > cache.capacity:
                 raise ValueError(f"a draft of {len(draft)} tokens does not fit its cache of {cache.capacity}")
-            texts.append((run.token_ids, draft, cache))
-        with self._all_or_nothing([cache for *_, cache in texts]):
+            texts.append((run.token_ids, draft, cache, run.wants_logits))
+        with self._all_or_nothing([text[2] for text in texts]):
             return check_drafts(self, texts, "The model")
 
     @contextmanager
@@ -214,22 +225,27 @@ class TorchModel:
         row: Logits = self._read(TokenRun(cache, ids, vocab_limit=limit), cache)[0]
         return row
 
-    def chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> tuple[list[int], list[float]]:
+    def chain(
+        self, ids: list[int], cache: TorchCache, count: int, limit: int, choice: TokenChoice
+    ) -> tuple[list[int], list[float]]:
         """See ``drafts.Writer``."""
-        return self._chain(ids, cache, count, limit).fetch(count)
+        return self._chain(ids, cache, count, limit, choice).fetch(count)
 
-    def _chain(self, ids: list[int], cache: TorchCache, count: int, limit: int) -> Chosen:
+    def _chain(self, ids: list[int], cache: TorchCache, count: int, limit: int, choice: TokenChoice) -> Chosen:
         """Read ``ids`` and choose ``count`` tokens, which are not waited for."""
         row = self.rows(ids, 1, cache)[0]
         begin = cache.length
         slab = cache.reserve(begin + count - 1) if begin + count - 1 <= self._num_positions else None
         chain: Chain
+        kind = Chosen if choice.greedy else Sampled
         if slab is not None:
-            chain = SlabChain.on(slab, limit)
+            chain = SlabChain.on(slab, limit, kind)
         else:
-            chosen = self._chosen.setdefault(limit, Chosen(self.device, limit))
+            if (limit, kind) not in self._chosen:
+                self._chosen[limit, kind] = kind(self.device, limit)
+            chosen = self._chosen[limit, kind]
             chain = CacheChain(self.module, cache.states, chosen, {"logits_to_keep": 1} if self._keeps_logits else {})
-        chain.start(row, begin)
+        chain.start(row, begin, choice)
         for _ in range(count - 1):
             chain.advance()
         cache.set_length(begin + count - 1)
@@ -329,11 +345,12 @@ class TorchModel:
         try:
             for _ in range(WARM_UP + 2):
                 rows = slab.step(ids, 0, width).float()
-            chain = SlabChain.on(slab, self._vocab_size)
-            chain.start(rows[-1], len(ids))
-            for _ in range(WARM_UP + 2):
-                chain.advance()
-            chain.chosen.fetch(WARM_UP + 3)
+            for kind in (Chosen, Sampled):
+                chain = SlabChain.on(slab, self._vocab_size, kind)
+                chain.start(rows[-1], len(ids), GREEDY)
+                for _ in range(WARM_UP + 2):
+                    chain.advance()
+                chain.chosen.fetch(WARM_UP + 3)
         except RuntimeError:  # something in the model cannot be captured
             return False
         return bool((rows - expected).abs().max() <= 0.05 * expected.abs().max())

@@ -120,7 +120,7 @@ class Slab:
         self.buffers: Buffers = [(_empty(keys, size), _empty(values, size)) for keys, values in like]
         self.module = module
         self.device = device
-        self.chains: dict[int, Any] = {}  # of chain.py, by the vocabulary that they choose from
+        self.chains: dict[Any, Any] = {}  # of chain.py, by the vocabulary that they choose from, and how
         self._steps: dict[int, Step] = {}
 
     def step(self, ids: Ids, begin: int, width: int) -> torch.Tensor:

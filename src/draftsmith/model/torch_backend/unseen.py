@@ -1,6 +1,6 @@
 """Drafts that go from the draft model to the target on the device (``protocol.DeviceModel``): a round waits once.
 
-The draft's ids are fed to the target's forward as they lie there, the target's choices are made there, and both come to
+The draft's ids are fed to the target's forward as they lie there; they, and the target's choices or its logits, come to
 the host in one transfer, those of all texts of a batch together.
 
 Shape legend: K tokens of a draft, V entries of a row of logits.
@@ -53,29 +53,37 @@ class Checker(Protocol):
 
 
 def check_drafts(
-    model: Checker, texts: Sequence[tuple[Sequence[int], DeviceDraft, TorchCache]], name: str
+    model: Checker, texts: Sequence[tuple[Sequence[int], DeviceDraft, TorchCache, bool]], name: str
 ) -> list[Checked]:
-    """Append ids and draft to the cache, for each of ``texts``; then wait once.
+    """Append ids and draft to the cache, for each of ``texts``, which may want the logits; then wait once.
 
     Raises CheckpointError, which begins with ``name``, when logits are not finite numbers.
     """
     found: list[torch.Tensor] = []
-    for ids, draft, cache in texts:
+    for ids, draft, cache, wants_logits in texts:
         rows = model.rows(joined(ids, draft.ids), len(draft) + 1, cache).float()
-        choices, best = likeliest(rows, torch.arange(rows.shape[1], device=rows.device))
-        found += [draft.taken.flatten(), choices.float(), best]
-    fetched = transfer.fetch(torch.cat([part.to(found[0].device, non_blocking=True) for part in found]))
-    parts = iter(np.split(fetched, np.cumsum([part.numel() for part in found])[:-1]))
-    return [_checked(taken, choices, best, name) for taken, choices, best in zip(parts, parts, parts, strict=True)]
+        said = rows if wants_logits else _choices(rows)
+        found += [draft.taken, said]
+    flat = [part.flatten().float().to(found[0].device, non_blocking=True) for part in found]
+    pieces = np.split(transfer.fetch(torch.cat(flat)), np.cumsum([part.numel() for part in flat])[:-1])
+    shaped = iter([piece.reshape(part.shape) for piece, part in zip(pieces, found, strict=True)])
+    return [_checked(next(shaped), next(shaped), wants_logits, name) for *_, wants_logits in texts]
 
 
-def _checked(
-    taken: npt.NDArray[np.float32], choices: npt.NDArray[np.float32], best: npt.NDArray[np.float32], name: str
-) -> Checked:
-    ids, probabilities = taken.reshape(2, -1)
-    for whose, numbers in (("The draft model", probabilities), (name, best)):
+def _choices(rows: torch.Tensor) -> torch.Tensor:
+    """[2, K + 1]: ids, exact in float32, and their logits."""
+    ids, best = likeliest(rows, torch.arange(rows.shape[1], device=rows.device))
+    return torch.stack((ids.float(), best))
+
+
+def _checked(taken: npt.NDArray[np.float32], said: npt.NDArray[np.float32], wants_logits: bool, name: str) -> Checked:
+    """``said`` [K + 1, V], or [2, K + 1]: choices, and the logits of these."""
+    ids, probabilities = taken
+    for whose, numbers in (("The draft model", probabilities), (name, said.max(1) if wants_logits else said[1])):
         if not np.isfinite(numbers).all():
             raise CheckpointError(
                 f"{whose}'s logits are not finite numbers; its files may be damaged, so fetch them again"
             )
-    return Checked(tuple(int(i) for i in ids), tuple(float(p) for p in probabilities), tuple(int(i) for i in choices))
+    choices = () if wants_logits else tuple(int(i) for i in said[0])
+    draft_ids, confidences = tuple(int(i) for i in ids), tuple(float(p) for p in probabilities)
+    return Checked(draft_ids, confidences, choices, said if wants_logits else None)

@@ -119,7 +119,7 @@ class ModelDraftSession:
     ) -> UnseenDraft | None:
         """See ``protocol.UnseenDraftSession``."""
         model, self._pending = self._model, []
-        if not (self._ahead and self._params.greedy and self._draws_from_rows_alone):
+        if not (self._ahead and self._draws_from_rows_alone):
             return None
         if not isinstance(model, DeviceModel) or model.place != place:
             return None
@@ -129,7 +129,8 @@ class ModelDraftSession:
         self._catch_up_history(token_ids)
         self._unseen = [*token_ids[len(self._held) :]]
         limit = min(self._vocab_limit(token_ids), self._vocab_size)
-        [draft] = model.draft_unseen([UnseenRun(self._cache, self._unseen, room, limit)])
+        run = UnseenRun(self._cache, self._unseen, room, limit, self._choice(len(token_ids)))
+        [draft] = model.draft_unseen([run])
         return draft
 
     def see(self, draft: Draft, wants_more: WantsMore) -> None:
@@ -173,16 +174,7 @@ class ModelDraftSession:
         self, unread: Sequence[int], room: int, limit: int, position: int, wants_another: Callable[[float], bool]
     ) -> Generator[DraftRun, list[int], list[int]]:
         """Let the model read and draw, and keep account of it. Returns the tokens drawn."""
-        params = self._params
-        choice = TokenChoice(
-            greedy=params.greedy,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=params.seed or 0,
-            position=position,
-        )
+        choice = self._choice(position)
         try:
             drawn = yield DraftRun(self._cache, unread, room, choice, wants_another, min(limit, self._vocab_size))
         except BaseException:  # the call went wrong somewhere on its way
@@ -192,6 +184,19 @@ class ModelDraftSession:
         for token_id in drawn:
             self._text.push(token_id)
         return drawn
+
+    def _choice(self, position: int) -> TokenChoice:
+        """How the model chooses by itself."""
+        params = self._params
+        return TokenChoice(
+            greedy=params.greedy,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed or 0,
+            position=position,
+        )
 
     def _token_by_token(
         self, token_ids: Sequence[int], room: int, limit: int, wants_more: WantsMore, until: Until | None
