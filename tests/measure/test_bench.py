@@ -116,6 +116,17 @@ def test_costs_of_steps() -> None:
     assert measure_costs(SlowModel(1e-4), None, [97], repeats=1).draft_cost == 0
 
 
+def test_a_draft_with_fewer_ids_is_timed_on_those_that_it_has() -> None:
+    class Narrow(FakeModel):
+        def _forward(self, run: TokenRun) -> Logits:
+            assert max(run.token_ids) < 50
+            return super()._forward(run)
+
+    draft = Narrow()
+    draft.vocab_size = 50
+    assert measure_costs(FakeModel(), draft, [200, 250, 255], repeats=1).draft_cost > 0
+
+
 def test_cost_curves_are_read_between_their_points() -> None:
     costs = CostCurves(0, 1.0, 0.25, {1: 1.0, 2: 1.5, 4: 2.5})
     assert [costs.verify_cost(size) for size in (1, 2, 3, 4, 6)] == [1.0, 1.5, 2.0, 2.5, 3.5]

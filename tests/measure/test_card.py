@@ -79,6 +79,12 @@ def test_the_card_of_our_own_draft_is_complete(language: str) -> None:
     assert lines == [f"- **{WORDS[language]['repository']}:** {unknown}", unknown.capitalize() + "."]
 
 
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_the_pages_in_docs_are_what_the_facts_give(language: str) -> None:
+    page = FACTS.with_name(f"{FACTS.stem}.{language}.md")
+    assert page.read_text(encoding="utf-8") == make_card(read_facts(FACTS), language)
+
+
 def test_both_languages_have_the_same_words() -> None:
     assert WORDS["en"].keys() == WORDS["es"].keys()
     for key in WORDS["en"]:

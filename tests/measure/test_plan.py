@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import LLM, LoadedModel
 from draftsmith.engine.loading import DraftChoice
-from draftsmith.errors import TokenizerError, UsageError
+from draftsmith.errors import UsageError
 from draftsmith.measure.costs import CostCurves
 from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.origin import measurement_origin
@@ -22,6 +22,7 @@ from draftsmith.measure.plan import (
     Hits,
     PlainReply,
     at_half_cost,
+    drawn_hits,
     forecast,
     mixed_hits,
     model_hits,
@@ -30,9 +31,11 @@ from draftsmith.measure.plan import (
 from draftsmith.measure.planning import make_plan, plan_json, plan_text
 from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.rounds import never_falling
+from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.speculate import MixedDrafter, ModelDrafter, PromptLookupDrafter
 from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel, byte_tokenizer, fake_target
+from tests.support.letters import letters
 from tests.support.schemas import check_schema
 
 ITEMS = (PromptItem("a", "x", ("abc", "more")), PromptItem("b", "x", ("gh gh gh",)))
@@ -49,6 +52,19 @@ class Half(FakeModel):
         return row if ids[-1] % 3 else row[::-1].copy()
 
 
+class Narrow(FakeModel):
+    """Knows 27 ids and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size = 27
+
+    def _forward(self, run: TokenRun) -> Logits:
+        if max(run.token_ids) >= self.vocab_size:
+            raise ValueError(f"token id {max(run.token_ids)} is outside the vocabulary of {self.vocab_size}")
+        return super()._forward(replace(run, vocab_limit=None))[:, : run.vocab_limit or self.vocab_size]
+
+
 def half() -> LoadedModel:
     return LoadedModel("half", Half(), byte_tokenizer())
 
@@ -62,7 +78,7 @@ def test_the_replay_counts_what_decoding_counts(sampling: SamplingParams, k: int
     draft: DraftChoice = half() if kind == "half" else kind
     if kind == "mix":
         draft = MixedDrafter(PromptLookupDrafter(), ModelDrafter(half().model, target_vocab_size=10**6))
-        hits = DrafterParts("mix", draft, half(), PromptLookupDrafter).hits(target, first)
+        hits = DrafterParts("mix", draft, half(), PromptLookupDrafter, draft).hits(target, first)
     else:
         hits = drafter_parts(half() if kind == "half" else kind, target, {}).hits(target, first)
     [reply] = LLM(target, draft, num_draft_tokens=k).generate([first.prompt_ids], sampling)
@@ -125,6 +141,28 @@ def test_copies_of_a_mix_cost_no_step_of_its_model() -> None:
     assert forecast([reply], [mix], costs).by_length[1] == pytest.approx(3 / (1.0 + 0.25 + 0.5 + 1.0))
 
 
+def test_running_a_drafter_along_a_text_finds_what_reading_it_finds() -> None:
+    """The one for models that read tokens of their own, the other for those that read the target's: the same hits."""
+    target = fake_target()
+    reply, _ = write_replies(LLM(target, "none"), ITEMS[:1], replace(GREEDY, max_new_tokens=30))
+    for draft in (fake_target("itself"), fake_target("stranger", seed=9)):
+        drafter = ModelDrafter(draft.model, target_vocab_size=target.model.vocab_size)
+        found, expected = drawn_hits(reply, drafter), model_hits(draft, target, reply)
+        assert found.runs == expected.runs
+        assert (sum(kept for _, kept in found.runs[1]) == len(reply.token_ids) - 1) == (draft.name == "itself")
+
+
+def test_drafts_with_vocabularies_of_their_own_are_planned_for() -> None:
+    """One that calls a letter something else and is right about the others, and one that has 26 ids in all."""
+    target = LLM(fake_target(), "none")
+    other = LoadedModel("other", FakeModel(), byte_tokenizer(first_letter="ß"))
+    narrow = LoadedModel("narrow", Narrow(), letters([chr(97 + i) for i in range(26)], control=["<end>"]))
+    plan = make_plan(target, [other, narrow], ITEMS, GREEDY)
+    rates = {candidate.name: candidate.forecast.acceptance_rate for candidate in plan.candidates}
+    assert rates["other"] > rates["narrow"]
+    assert narrow.model.tokens_read > 0  # type: ignore[attr-defined]
+
+
 def test_a_prompt_that_the_draft_cannot_hold_gives_no_hits() -> None:
     target = fake_target()
     short = LoadedModel("short", FakeModel(max_context=8), byte_tokenizer())
@@ -156,9 +194,6 @@ def test_impossible_plans_are_refused() -> None:
     target = LLM(fake_target(), "none")
     with pytest.raises(UsageError, match="no drafter to plan for"):
         make_plan(target, [], ITEMS, GREEDY)
-    other = LoadedModel("other", FakeModel(), byte_tokenizer(first_letter="ß"))
-    with pytest.raises(TokenizerError, match="vocabulary"):
-        make_plan(target, [other], ITEMS, GREEDY)
     with pytest.raises(UsageError, match="auto is no candidate"):
         make_plan(target, ["auto"], ITEMS, GREEDY)
     with pytest.raises(UsageError, match="no reply had a second token"):

@@ -142,7 +142,8 @@ def _format(facts: Facts, words: Mapping[str, str]) -> list[str]:
 
 def _usage(facts: Facts) -> str:
     def arguments(key: str) -> str:
-        return "".join(f", {name}={value!r}" for name, value in facts.get(key, {}).items())
+        values = facts.get(key, {}).items()
+        return "".join(f", {name}={json.dumps(v) if isinstance(v, str) else repr(v)}" for name, v in values)
 
     prompt = "### Input:\\nHello.\\n\\n### Response:\\n" if facts.get("prompt_format") == "alpaca" else "Hello."
     reference = facts.get("repository", facts["name"])

@@ -11,7 +11,7 @@ from draftsmith.engine import EngineOptions, LoadedModel
 from draftsmith.engine.loading import load_drafter, load_model
 from draftsmith.engine.pruned import is_pruned
 from draftsmith.errors import UsageError
-from draftsmith.measure.plan import Hits, PlainReply, lookup_hits, mixed_hits, model_hits
+from draftsmith.measure.plan import Hits, PlainReply, drawn_hits, lookup_hits, mixed_hits, model_hits
 from draftsmith.speculate import Drafter, MixedDrafter, PromptLookupDrafter, SuffixDrafter
 
 __all__ = ["DrafterParts", "drafter_parts"]
@@ -24,17 +24,22 @@ _NOT_OF_ENGINE = ("num_draft_tokens", "prompt_format", "progress")
 
 @dataclass(frozen=True, slots=True)
 class DrafterParts:
-    """``model`` drafts, ``copies`` copies; with both, copies come first. At least one is there. ``drafter`` is both."""
+    """``model`` drafts, ``copies`` copies; with both, copies come first. At least one is there. ``drafter`` is both,
+    ``draws`` the model's alone."""
 
     name: str
     drafter: Drafter
     model: LoadedModel | None
     copies: Callable[[], Drafter] | None
+    draws: Drafter | None = None
 
     def hits(self, target: LoadedModel, reply: PlainReply) -> Hits:
-        """How it would have drafted ``reply``. Raises TokenizerError for a model with another vocabulary."""
+        """How it would have drafted ``reply``. A model that reads the target's ids reads it at once."""
         copied = None if self.copies is None else lookup_hits(reply, self.copies())
-        drawn = None if self.model is None else model_hits(self.model, target, reply)
+        drawn = None
+        if self.model is not None and self.draws is not None:
+            same = self.model.tokenizer.fingerprint() == target.tokenizer.fingerprint()
+            drawn = model_hits(self.model, target, reply) if same else drawn_hits(reply, self.draws)
         if copied is None or drawn is None:
             found = copied or drawn
             assert found is not None  # noqa: S101 - one of the two is there
@@ -49,13 +54,12 @@ def drafter_parts(name: str | LoadedModel, target: LoadedModel, options: Mapping
     if isinstance(name, str) and name in _COPIES:
         return DrafterParts(name, _COPIES[name](), None, _COPIES[name])
     known = {key: value for key, value in options.items() if key not in _NOT_OF_ENGINE}
-    if isinstance(name, LoadedModel):
-        return DrafterParts(name.name, *_with_model(name, target, EngineOptions(**known)), None)
-    reference, plus, free = name.rpartition("+")
-    if not (plus and reference and free in _COPIES):
-        return DrafterParts(name, *_with_model(name, target, EngineOptions(**known)), None)
-    drafter, model = _with_model(reference, target, EngineOptions(**known))
-    return DrafterParts(name, MixedDrafter(_COPIES[free](), drafter), model, _COPIES[free])
+    reference, plus, free = ("", "", "") if isinstance(name, LoadedModel) else name.rpartition("+")
+    if plus and reference and free in _COPIES:
+        drafter, model = _with_model(reference, target, EngineOptions(**known))
+        return DrafterParts(str(name), MixedDrafter(_COPIES[free](), drafter), model, _COPIES[free], drafter)
+    drafter, model = _with_model(name, target, EngineOptions(**known))
+    return DrafterParts(name if isinstance(name, str) else name.name, drafter, model, None, drafter)
 
 
 def _with_model(

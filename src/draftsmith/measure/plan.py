@@ -21,7 +21,7 @@ from draftsmith.measure.statistics import Interval, ratio_interval
 from draftsmith.model.protocol import TokenRun
 from draftsmith.sampling import Noise, TokenHistory, needs_history, process
 from draftsmith.speculate import Drafter, FixedLength, PromptLookupDrafter, check_same_vocabulary
-from draftsmith.types import Message, Request, SamplingParams
+from draftsmith.types import Message, Request, SamplingParams, Verdict
 
 __all__ = [
     "LENGTHS",
@@ -30,6 +30,7 @@ __all__ = [
     "Hits",
     "PlainReply",
     "at_half_cost",
+    "drawn_hits",
     "forecast",
     "lookup_hits",
     "mixed_hits",
@@ -39,6 +40,7 @@ __all__ = [
 
 WORTHWHILE = 1.02  # a gain below this is not worth the memory of a drafter
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+_STRIDE = 4  # tokens that are drafted at once along a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,26 @@ def model_hits(draft: LoadedModel, target: LoadedModel, reply: PlainReply) -> Hi
         hits.append(choice == reply.token_ids[place])
     hits += [False] * (len(reply.token_ids) - length)
     return Hits({k: tuple((k, _run(hits, start, k)) for start in range(len(hits))) for k in LENGTHS})
+
+
+def drawn_hits(reply: PlainReply, drafter: Drafter) -> Hits:
+    """What a ``drafter`` whose model reads tokens of its own would have drafted along ``reply``: it is run, a few at a
+    time. After a token that it has right it goes on as if it had drafted it; after a wrong one it is told.
+    """
+    text, first, end = [*reply.prompt_ids, *reply.token_ids], len(reply.prompt_ids), len(reply.token_ids)
+    session = drafter.start(Request(prompt_ids=reply.prompt_ids, sampling=reply.sampling), "coupled")
+    hits = [False]
+    while len(hits) < end:
+        place = len(hits)
+        most = min(_STRIDE, end - place)
+        drafted = session.draft(text[: first + place], most, FixedLength(most).wants_more).token_ids
+        right = _run([a == b for a, b in zip(drafted, reply.token_ids[place:], strict=False)], 0, most)
+        bonus = reply.token_ids[place + right] if place + right < end else 0
+        session.commit(Verdict((*drafted[:right], bonus), right, len(drafted)))
+        hits += [True] * right
+        if right < most and len(hits) < end:
+            hits.append(False)
+    return Hits({k: tuple((k, _run(hits, start, k)) for start in range(end)) for k in LENGTHS})
 
 
 def lookup_hits(reply: PlainReply, drafter: Drafter | None = None) -> Hits:

@@ -68,7 +68,7 @@ def make_plan(
     """``target``: an LLM without a drafter. ``names``: candidates, references or ``lookup``. ``options``: of ``LLM``.
 
     ``costs``: of another engine, to plan for that one: texts and acceptance are measured here, nothing is timed.
-    Raises UsageError without a candidate, TokenizerError for one with another vocabulary, and what loading raises.
+    Raises UsageError without a candidate, and what loading raises.
     """
     if not names:
         raise UsageError("there is no drafter to plan for; name some with --candidate REF")
