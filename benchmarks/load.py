@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from typing import Any
 
 from benchmarks.common import PeerMissingError, add_record_option, report, table
 from draftsmith.measure.endpoint import Endpoint, Streamed, find_endpoint
-from draftsmith.measure.prompts import built_in_prompts, read_prompts
+from draftsmith.measure.prompts import PromptItem, built_in_prompts, read_prompts
 from draftsmith.types import Message, SamplingParams
 
 READY_S = 180.0
@@ -138,10 +139,17 @@ def ask_all(endpoint: Endpoint, prompts: Sequence[str], clients: int, sampling: 
     return Wave(sum(one.num_tokens for one in replies), seconds, firsts, texts)
 
 
+def in_turn(items: Sequence[PromptItem]) -> list[str]:
+    """The first turns of all prompts, the categories taking turns, so that no wave is of one kind."""
+    seen: Counter[str] = Counter()
+    places = [seen.update([item.category]) or seen[item.category] for item in items]
+    return [items[i].turns[0] for i in sorted(range(len(items)), key=lambda i: places[i])]
+
+
 def measure(options: argparse.Namespace, ways: dict[str, Endpoint]) -> dict[int, dict[str, list[Wave]]]:
     """All waves, by size and server."""
     items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
-    asked, place = [item.turns[0] for item in items], 0
+    asked, place = in_turn(items), 0
     sampling = SamplingParams(greedy=True, max_new_tokens=options.max_new_tokens)
     for endpoint in ways.values():  # wakes weights up, and lets drafts be calibrated
         ask_all(endpoint, [f"Warming up. {text}" for text in asked[:4]], 2, sampling)

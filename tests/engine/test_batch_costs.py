@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def test_the_first_draft_of_a_batch_already_sees_what_a_batch_costs() -> None:
 
     assert drafts_of(1) > 5
     assert drafts_of(4) == 0
+
+
+@pytest.mark.parametrize(("length", "reads"), [(4, False), (60, True)])
+def test_a_prompt_is_read_for_drafts_where_the_reply_is_long_enough(length: int, reads: bool) -> None:
+    model = SharedFakeModel()
+    drafter = ModelDrafter(model, target_vocab_size=VOCAB_SIZE)
+    costs = CostModel(0.1, (1.0, 1.0, 1.0, 1.1), draft_read=0.1)
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: costs)
+    sampling = replace(GREEDY, max_new_tokens=length)
+    handle = engine.submit(Request(prompt_ids=prompt("abcdefgh" * 8), sampling=sampling))
+    run(engine, handle)
+    assert (model.tokens_read > 0) is reads
 
 
 @given(writing=st.integers(1, 20), drafting=st.integers(1, 20), reading=st.integers(0, 64), tokens=st.integers(1, 9))

@@ -280,6 +280,10 @@ class ByConfidence:
     def begin(self, unread: int) -> None:
         """Nothing depends on it."""
 
+    def repays(self, unread: int, left: int) -> bool:
+        del unread, left
+        return True
+
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
     ) -> bool:

@@ -314,6 +314,10 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
         def begin(self, unread: int) -> None:
             del unread
 
+        def repays(self, unread: int, left: int) -> bool:
+            del unread, left
+            return True
+
         def wants_more(
             self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
         ) -> bool:

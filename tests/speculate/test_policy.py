@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, TheoryLength
+from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, TheoryLength, begin_text
 from draftsmith.types import Draft, Verdict
 
 TRACES = Path(__file__).parent / "data" / "acceptance_traces.json"
@@ -172,6 +172,21 @@ def test_reading_what_the_draft_missed_has_a_price() -> None:
     assert waited > 200
     policy.learn(Draft((0,), None, (0.5,)), Verdict((0, 0), 1, 1))
     assert policy.wants_more([], None)
+
+
+@pytest.mark.parametrize(
+    ("unread", "left", "repays"),
+    [(0, 1, True), (100, 200, True), (100, 10, False), (3000, 10**6, False), (3000, 200, False)],
+)
+def test_reading_a_prompt_has_to_be_repaid(unread: int, left: int, repays: bool) -> None:
+    """Drafts are expected to save some 0.4 plain steps a token here; a token costs 0.1 to read. More text than replies
+    usually have is not counted on."""
+    policy = AutoLength(CostModel(0.1, (1.0, 1.0, 1.0, 1.1), draft_read=0.1))
+    assert policy.repays(unread, left) is repays
+    assert begin_text(policy, unread, left) is repays
+    assert begin_text(policy, unread) is True  # nobody waits for it
+    hopeless = AutoLength(CostModel(3.0, (1.0, 2.0, 3.0, 4.0), draft_read=1e-9))
+    assert not hopeless.repays(1, 10**6)
 
 
 def test_text_that_was_copied_has_to_be_read_too() -> None:

@@ -49,6 +49,10 @@ class MeasuredLength:
         """See ``LengthPolicy``."""
         self.prepare().begin(unread)
 
+    def repays(self, unread: int, left: int) -> bool:
+        """See ``LengthPolicy``."""
+        return self.prepare().repays(unread, left)
+
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
     ) -> bool:

@@ -45,7 +45,7 @@ class BatchCosts:
         self._before = self._costs.verify_cost(self._first_row)
         together = self._costs.verify_cost(drafting) * self._scale
         self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
-        self._draft_read = self._costs.draft_read * self._scale
+        self._draft_read = self._costs.draft_read * writing / self._costs.verify_cost(writing)  # for one text, not D
 
     @property
     def draft_step(self) -> float:
@@ -104,7 +104,11 @@ class BatchDrafter:
         task.drafter_read = read if session is not None else 0
         task.session = session or self._drafter.start(task.request, self._rule)
         if task.policy is not None:  # it had a place before
-            begin_text(task.policy, len(task.ids) - task.drafter_read)
+            self._begin(task, task.policy)
+
+    def _begin(self, task: Task, policy: LengthPolicy) -> None:
+        """A text begins, or goes on after it had to wait. What the draft model reads of it, all others wait for."""
+        begin_text(policy, len(task.ids) - task.drafter_read, left=task.end - len(task.ids))
 
     def finish(self, task: Task) -> None:
         """Remember for the next text what this one's policy has learnt."""
@@ -123,7 +127,7 @@ class BatchDrafter:
         self._set_costs(ready, parts)
         for task in ready:
             if known[task] is None:
-                begin_text(policies[task], len(task.ids) - task.drafter_read)
+                self._begin(task, policies[task])
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, DraftSteps]] = {}
         may_read = True

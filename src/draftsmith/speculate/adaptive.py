@@ -46,6 +46,7 @@ _MOST_CREDIT = 6.0
 _MOST_CARRIED = 1.0  # of it into the next text
 _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
 _CARRIED = 3.0  # trials of first tokens that this counts for
+_USUAL = 192  # tokens of a reply, where more are allowed
 _SAVED = 0.02  # of every token written without the draft model, for reading what it missed
 
 
@@ -150,6 +151,16 @@ class AutoLength:
         self._credits = {kind: min(max(credit, _CREDIT), _MOST_CARRIED) for kind, credit in self._credits.items()}
         for record in (self._drawn, self._free):
             record.begin()
+
+    def repays(self, unread: int, left: int) -> bool:
+        """See ``LengthPolicy``: plain steps saved while so much is written, and no more than texts usually have."""
+        chance, later = self._drawn.first.optimistic, self._drawn.later.value
+        best, written = 1.0, 1.0
+        for k in range(1, self._max_length + 1):
+            written += chance * later ** (k - 1)
+            drafting = self._costs.draft_start + k * self._costs.draft_step
+            best = max(best, written / (drafting + self._costs.verify_cost(k + 1)))
+        return min(left, _USUAL) * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0

@@ -73,6 +73,10 @@ class LengthPolicy(Protocol):
         """A text begins, or goes on elsewhere; the draft model has yet to read ``unread`` tokens of it."""
         ...
 
+    def repays(self, unread: int, left: int) -> bool:
+        """Whether drafts of at most ``left`` tokens that are still to be written will repay reading ``unread`` ones."""
+        ...
+
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
     ) -> bool:
@@ -84,13 +88,14 @@ class LengthPolicy(Protocol):
         ...
 
 
-def begin_text(policy: LengthPolicy, unread: int) -> bool:
+def begin_text(policy: LengthPolicy, unread: int, left: int | None = None) -> bool:
     """A text begins of which the drafter lacks ``unread`` tokens: is it to read them now, before it is asked to draft?
 
-    Not where drafting is not expected to pay; then the policy knows what trying it later would cost.
+    Not where drafting is not expected to pay; then the policy knows what trying it later would cost. ``left``: how many
+    tokens may still be written, where the reading takes time from others and so has to be repaid by them.
     """
     policy.begin(0)
-    if policy.wants_more((), None):
+    if policy.wants_more((), None) and (left is None or policy.repays(unread, left)):
         return True
     policy.begin(unread)
     return False
@@ -104,6 +109,10 @@ class FixedLength:
 
     def begin(self, unread: int) -> None:
         """Nothing depends on it."""
+
+    def repays(self, unread: int, left: int) -> bool:  # noqa: ARG002  # see the protocol
+        """Nobody asked whether it pays."""
+        return True
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
@@ -132,6 +141,10 @@ class TheoryLength:
 
     def begin(self, unread: int) -> None:
         """Nothing depends on it."""
+
+    def repays(self, unread: int, left: int) -> bool:  # noqa: ARG002  # see the protocol
+        """Nobody asked whether it pays."""
+        return True
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
