@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.drafting import BatchCosts
+from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.limits import share_reading
+from draftsmith.engine.pause import Pause
 from draftsmith.errors import UsageError
 from draftsmith.speculate import CostModel, ModelDrafter
-from draftsmith.types import Request
+from draftsmith.speculate.drafters.protocol import WantsMore
+from draftsmith.types import Draft, Request, Verdict, VerificationRule
 from tests.support.batches import (
     COSTS,
     GREEDY,
@@ -25,6 +29,33 @@ from tests.support.batches import (
 )
 from tests.support.fakes import VOCAB_SIZE
 from tests.support.shared_fakes import SharedFakeModel
+
+
+class Silent:
+    """A drafter that never has anything to propose. ``asked``: how often it was asked."""
+
+    name = "silent"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def start(self, request: Request, rule: VerificationRule) -> Silent:
+        del request, rule
+        return self
+
+    def restart(self, request: Request) -> None:
+        del request
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        del token_ids
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        del token_ids, max_tokens, wants_more
+        self.asked += 1
+        return Draft(())
+
+    def commit(self, verdict: Verdict) -> None:
+        del verdict
 
 
 def test_the_length_is_chosen_once_costs_are_known() -> None:
@@ -71,6 +102,34 @@ def test_a_prompt_is_read_for_drafts_where_the_reply_is_long_enough(length: int,
     handle = engine.submit(Request(prompt_ids=prompt("abcdefgh" * 8), sampling=sampling))
     run(engine, handle)
     assert (model.tokens_read > 0) is reads
+
+
+def test_texts_that_have_no_drafts_are_asked_more_rarely() -> None:
+    """One round left alone, then two, then four and no more; a draft puts an end to it."""
+    pause, asked = Pause(), []
+    for _ in range(24):
+        asked.append(pause.over())
+        if asked[-1]:
+            pause.settle(drafted=False)
+    assert [i for i, due in enumerate(asked) if due] == [0, 2, 5, 10, 15, 20]
+    pause.settle(drafted=True)
+    assert [pause.over(), pause.over()] == [True, True]
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(1, 0.9, 1.0), (4, 0.15, 0.45)])
+def test_a_batch_does_not_ask_everybody_every_round(size: int, least: float, most: float) -> None:
+    """A drafter that never has anything; alone it is asked all the time, and with fixed lengths too."""
+
+    def share_asked(num_draft_tokens: int | None) -> float:
+        drafter = Silent()
+        engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: COSTS)
+        options = RequestOptions(num_draft_tokens=num_draft_tokens)
+        handles = [engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY), options) for _ in range(size)]
+        run(engine, *handles)
+        return drafter.asked / sum(len(one.token_ids) for handle in handles for one in handle.take())
+
+    assert least <= share_asked(None) <= most
+    assert share_asked(3) > 0.9
 
 
 @given(writing=st.integers(1, 20), drafting=st.integers(1, 20), reading=st.integers(0, 64), tokens=st.integers(1, 9))

@@ -122,6 +122,7 @@ class BatchDrafter:
         """
         ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.has_draft]
         ready = [task for task in ready if not task.propose_forced()]
+        ready = [task for task in ready if len(parts) == 1 or not self._chooses(task) or task.pause.over()]
         known = {task: task.policy for task in ready}
         policies = {task: policy or self._new_policy(task) for task, policy in known.items()}
         self._set_costs(ready, parts)
@@ -153,7 +154,14 @@ class BatchDrafter:
             if isinstance(draft, Draft) and draft.token_ids:
                 task.propose(draft)
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
+        for task in ready:
+            task.pause.settle(drafted=task.has_draft)
         return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
+
+    @staticmethod
+    def _chooses(task: Task) -> bool:
+        """Whether a policy has begun to choose the lengths of the task's drafts."""
+        return isinstance(task.policy, AutoLength)
 
     def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
         """Propose a draft that nobody has seen, where that can be."""

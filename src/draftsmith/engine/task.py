@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from draftsmith.engine.handle import Handle, RequestOptions
+from draftsmith.engine.pause import Pause
 from draftsmith.model.protocol import Checked, CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
 from draftsmith.sampling import Noise, TextState, logprobs_of
 from draftsmith.speculate import DraftSession, LengthPolicy, Round, token_limit, verify
@@ -23,7 +24,7 @@ class Task:
 
     ``number``: the order of arrival. ``ids``: prompt and reply. ``drafts``: whether it may draft; ``session`` and
     ``policy`` are there then, from when they are needed. ``drafter_read``: about how many of ``ids`` the session has
-    read. ``place``: where its drafts may be checked unseen, if anywhere.
+    read. ``place``: where its drafts may be checked unseen, if anywhere. ``pause``: of asking it for drafts.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Task:
         self.policy: LengthPolicy | None = None
         self.drafts = drafts
         self.drafter_read = 0
+        self.pause = Pause()
         self._cache: KVCache | None = None
         self._noise = Noise(request.sampling.seed or 0)
         self._text = TextState(request)

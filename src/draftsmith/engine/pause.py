@@ -1,0 +1,28 @@
+"""When a text of a batch is asked for a draft again after it had none."""
+
+from __future__ import annotations
+
+__all__ = ["Pause"]
+
+_LONGEST = 4  # rounds
+
+
+class Pause:
+    """After a round without a draft a text is left alone for one round, after the next such for two, then for four.
+
+    Asking costs tens of microseconds for each text, every round, which adds up where many write and drafts seldom pay.
+    A draft ends it: places where drafts pay come in stretches.
+    """
+
+    def __init__(self) -> None:
+        self._length = self._left = 0
+
+    def over(self) -> bool:
+        """Whether the text is to be asked in this round. Call it once a round."""
+        self._left -= 1
+        return self._left < 0
+
+    def settle(self, *, drafted: bool) -> None:
+        """What came of asking."""
+        self._length = 0 if drafted else min(_LONGEST, max(1, 2 * self._length))
+        self._left = self._length
