@@ -153,14 +153,14 @@ class AutoLength:
             record.begin()
 
     def repays(self, unread: int, left: int) -> bool:
-        """See ``LengthPolicy``: plain steps saved while so much is written, and no more than texts usually have."""
-        chance, later = self._drawn.first.optimistic, self._drawn.later.value
+        """See ``LengthPolicy``: plain steps saved until a text ends, which is on average half way to where it must."""
+        chance, later = self._drawn.first.value, self._drawn.later.value
         best, written = 1.0, 1.0
         for k in range(1, self._max_length + 1):
             written += chance * later ** (k - 1)
             drafting = self._costs.draft_start + k * self._costs.draft_step
             best = max(best, written / (drafting + self._costs.verify_cost(k + 1)))
-        return min(left, _USUAL) * (1 - 1 / best) >= unread * self._costs.draft_read
+        return min(left, _USUAL) / 2 * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
