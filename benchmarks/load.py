@@ -228,7 +228,8 @@ def main() -> int:
             ways[name] = replace(found, fields={**found.fields, **cached})
         rows, same = compare(measure(options, ways))
     result = {
-        "target": options.target.name, "draft": options.draft and options.draft.name, "ours_draft": Path(options.ours_draft).name,
+        "target": options.target.name, "draft": options.draft and options.draft.name,
+        "ours_draft": Path(options.ours_draft).name,
         "threads": options.threads, "llama_args": options.llama_args, "max_new_tokens": options.max_new_tokens,
         "llama_target": options.llama_target and options.llama_target.name,
         "identical": same, "sizes": rows,
