@@ -15,7 +15,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.cli import main
 from draftsmith.errors import UsageError
-from draftsmith.measure.document import as_html, as_markdown
+from draftsmith.measure.document import as_html, as_markdown, reference_name
 from draftsmith.measure.figures import Bar, bars, curve, heat_map, timeline
 from draftsmith.measure.report import report_page
 
@@ -133,6 +133,21 @@ def test_the_page_has_everything_and_needs_nothing() -> None:
         "10.00 ms | 20.00 ms",
     ):
         assert words in text, words
+
+
+def test_pages_name_files_and_not_where_they_lie() -> None:
+    bench: dict[str, Any] = copy.deepcopy(BENCH)
+    plan: Any = copy.deepcopy(PLAN)
+    bench["speculative"]["drafter"] = "/home/me/small.gguf+lookup"
+    bench["provenance"]["models"]["target"] = plan["provenance"]["models"]["target"] = "~/models/big.gguf"
+    plan["candidates"][0]["draft"] = "/home/me/small.gguf"
+    plan["recommendation"]["advice"] = "Use /home/me/small.gguf with --num-draft-tokens 4."
+    text = as_html(report_page([("bench.json", bench), ("plan.json", plan)]))
+    for words in ("big.gguf and its drafter", "small.gguf+lookup: 60.0", "Use small.gguf with"):
+        assert words in text
+    assert "/home" not in text
+    assert "~/models" not in text
+    assert reference_name("org/name@main") == "org/name@main"
 
 
 @pytest.mark.parametrize("value", [BENCH, EVAL, PLAN])

@@ -141,16 +141,18 @@ def _format(facts: Facts, words: Mapping[str, str]) -> list[str]:
 
 
 def _usage(facts: Facts) -> str:
-    def arguments(key: str) -> str:
+    def call(first: list[str], key: str) -> str:
         values = facts.get(key, {}).items()
-        return "".join(f", {name}={json.dumps(v) if isinstance(v, str) else repr(v)}" for name, v in values)
+        named = [f"{name}={json.dumps(v) if isinstance(v, str) else repr(v)}" for name, v in values]
+        return "".join(f"    {argument},\n" for argument in [*first, *named])
 
-    prompt = "### Input:\\nHello.\\n\\n### Response:\\n" if facts.get("prompt_format") == "alpaca" else "Hello."
-    reference = facts.get("repository", facts["name"])
+    prompt = "### Input:\nHello.\n\n### Response:\n" if facts.get("prompt_format") == "alpaca" else "Hello."
+    made = call(['"text-generation"', f"model={json.dumps(str(facts.get('repository', facts['name'])))}"], "loading")
+    asked = call([json.dumps(prompt)], "parameters")
     return (
         "```python\nfrom draftsmith import pipeline\n\n"
-        f'pipe = pipeline("text-generation", model={json.dumps(str(reference))}{arguments("loading")})\n'
-        f'print(pipe("{prompt}"{arguments("parameters")})[0]["generated_text"])\n```'
+        f"pipe = pipeline(\n{made})\nreplies = pipe(\n{asked})\n"
+        'print(replies[0]["generated_text"])\n```'
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from draftsmith.measure.certify import Certificate, CertifyPlan, Identity
-from draftsmith.measure.document import Document, Section
+from draftsmith.measure.document import Document, Section, reference_name
 
 __all__ = ["certificate_digest", "certificate_json", "certificate_page"]
 
@@ -74,7 +74,8 @@ def certificate_page(value: dict[str, Any]) -> Document:
     lead = verdict if verdict != "differs" else "differs: " + "; ".join(origin["differences"])
     share = tests["detectable_share"]
     return Document(
-        f"Losslessness of {models.get('target', 'the target')} with the drafter {value['greedy']['drafter']}",
+        f"Losslessness of {reference_name(models.get('target', 'the target'))} with the drafter "
+        f"{reference_name(value['greedy']['drafter'])}",
         f"Verdict: {lead}.",
         (
             Section("Texts compared token by token", (_sampled_note(value["sampled"]),), _identity_table(value)),

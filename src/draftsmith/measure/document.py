@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Document", "Section", "as_html", "as_markdown"]
+__all__ = ["Document", "Section", "as_html", "as_markdown", "reference_name"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #d4dae0; --back: #ffffff; --band: #f4f6f8;
@@ -44,6 +44,12 @@ class Document:
     title: str
     lead: str
     sections: tuple[Section, ...]
+
+
+def reference_name(reference: str) -> str:
+    """A model's or drafter's reference without the folders that lie before a file: these say nothing to a reader."""
+    parts = [part.rpartition("/")[2] if part.startswith(("/", "~", ".")) else part for part in reference.split("+")]
+    return "+".join(parts)
 
 
 def as_markdown(document: Document) -> str:

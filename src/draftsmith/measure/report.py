@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from draftsmith.errors import UsageError
 from draftsmith.measure.certificate import certificate_page
-from draftsmith.measure.document import Document, Section
+from draftsmith.measure.document import Document, Section, reference_name
 from draftsmith.measure.figures import Bar, bars, curve, heat_map, timeline
 
 __all__ = ["ResultKind", "kind_of", "report_page"]
@@ -42,7 +42,7 @@ def report_page(results: Sequence[tuple[str, Any]]) -> Document:
             raise UsageError(
                 f"{name} looks like a result of {kind} but is incomplete ({what}); make it again"
             ) from None
-    title = f"{models.get('target', 'target')} and its drafter"
+    title = f"{reference_name(models.get('target', 'target'))} and its drafter"
     lead = "Measured by draftsmith. Every number on this page comes from the files that are listed at its end."
     return Document(title, lead, (*sections, _origin(origins)))
 
@@ -54,9 +54,10 @@ def _bench(value: dict[str, Any]) -> list[Section]:
     groups += [(name, row["speedup"], tuple(row["speedup_ci95"])) for name, row in value["by_category"].items()]
     rows = [Bar(name, gain, f"{gain:.2f}x [{ends[0]:.2f}, {ends[1]:.2f}]", ends) for name, gain, ends in groups]
     told = (
-        f"{fast['drafter']}: {fast['tokens_per_s']:.1f} tokens/s against {plain['tokens_per_s']:.1f} plain, "
-        f"{value['speedup']:.2f}x; predicted from the costs {fast['predicted_speedup']:.2f}x; the worst prompt "
-        f"{value['worst_prompt_speedup']:.2f}x; identical texts: {'yes' if value['identical'] else 'no'}.",
+        f"{reference_name(fast['drafter'])}: {fast['tokens_per_s']:.1f} tokens/s against "
+        f"{plain['tokens_per_s']:.1f} plain, {value['speedup']:.2f}x; predicted from the costs "
+        f"{fast['predicted_speedup']:.2f}x; the worst prompt {value['worst_prompt_speedup']:.2f}x; identical texts: "
+        f"{'yes' if value['identical'] else 'no'}.",
         "Speed-up: speculative / plain tokens per second after the first token, both from one run. The dashed line is "
         "plain decoding; whiskers are 95 % intervals, bootstrap over prompts.",
     )
@@ -134,7 +135,7 @@ def _roofline(value: dict[str, Any]) -> list[Section]:
 def _plan(value: dict[str, Any]) -> list[Section]:
     rows = [
         Bar(
-            c["draft"].rpartition("/")[2],
+            reference_name(c["draft"]),
             c["predicted_speedup"],
             f"{c['predicted_speedup']:.2f}x at k={c['num_draft_tokens']}",
             tuple(c["predicted_speedup_ci95"]),
@@ -142,7 +143,10 @@ def _plan(value: dict[str, Any]) -> list[Section]:
         for c in value["candidates"]
     ]
     note = "Predicted speed-up of each candidate at its best draft length k, with 95 % intervals over prompts."
-    return [Section("Plan", (value["recommendation"]["advice"], note), (), bars("predicted speed-up", rows, mark=1.0))]
+    advice = value["recommendation"]["advice"]
+    for candidate in value["candidates"]:
+        advice = advice.replace(candidate["draft"], reference_name(candidate["draft"]))
+    return [Section("Plan", (advice, note), (), bars("predicted speed-up", rows, mark=1.0))]
 
 
 def _eval(value: dict[str, Any]) -> list[Section]:
