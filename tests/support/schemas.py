@@ -18,7 +18,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 KNOWN = {
     "$schema", "$id", "title", "description", "type", "properties", "required", "additionalProperties", "items",
-    "anyOf", "const", "enum", "minimum", "maximum", "minItems", "maxItems",
+    "anyOf", "const", "enum", "minimum", "exclusiveMinimum", "maximum", "minItems", "maxItems",
 }  # fmt: skip
 
 
@@ -50,8 +50,7 @@ def violations(value: Any, schema: Mapping[str, Any], where: str) -> Iterator[st
             yield f"{where} has {len(value)} items"
         for index, item in enumerate(value):
             yield from violations(item, schema.get("items", {}), f"{where}[{index}]")
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-    if number and not schema.get("minimum", number) <= number <= schema.get("maximum", number):
+    if _is(value, "number") and not _in_range(value, schema):
         yield f"{where} is {value}, out of range"
 
 
@@ -66,6 +65,11 @@ def _object(value: dict[str, Any], schema: Mapping[str, Any], where: str) -> Ite
             yield f"{where} has the unknown key {key}"
         elif isinstance(rest, dict):
             yield from violations(item, rest, f"{where}.{key}")
+
+
+def _in_range(number: float, schema: Mapping[str, Any]) -> bool:
+    above = number > schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else True
+    return above and schema.get("minimum", number) <= number <= schema.get("maximum", number)
 
 
 def _is(value: Any, kind: str) -> bool:
