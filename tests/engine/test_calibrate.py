@@ -11,29 +11,8 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine.calibrate import measure_steps
 from draftsmith.model.protocol import Logits, TokenRun
+from tests.support.clock import Clock, SlowModel
 from tests.support.fakes import FakeModel
-
-
-class Clock:
-    """Stands still unless a model works."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-class SlowModel(FakeModel):
-    """Takes ``seconds`` of ``clock`` a forward, whatever its size."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        super().__init__(max_context=512)
-        self.clock, self.seconds = clock, seconds
-
-    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
-        self.clock.seconds += self.seconds
-        return super().forward(runs)
 
 
 def test_costs_are_relative_to_a_plain_step() -> None:
@@ -49,12 +28,12 @@ class DisturbedModel(SlowModel):
 
     def __init__(self, clock: Clock, seconds: float, forwards: int) -> None:
         super().__init__(clock, seconds)
-        self.forwards = forwards
+        self.forwards, self.extra = forwards, 9 * seconds
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         if 2 < len(runs[0].token_ids) < 64 and self.forwards > 0:
             self.forwards -= 1
-            self.clock.seconds += 9 * self.seconds
+            self.clock.seconds += self.extra
         return super().forward(runs)
 
 
