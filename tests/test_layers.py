@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "provenance"),
+    ("errors", "types", "provenance", "optional"),
     ("text", "quant", "sampling"),
     ("checkpoint",),
     ("model",),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.task import Task
 from draftsmith.model.protocol import DraftRun, Model, TokenRun
+from draftsmith.optional import fulfils
 from draftsmith.speculate import (
     AutoLength,
     CostModel,
@@ -138,7 +139,7 @@ class BatchDrafter:
             try:
                 if self._goes_unseen(task, policy):
                     continue
-                if isinstance(session, SteppedDraftSession):
+                if fulfils(session, SteppedDraftSession):
                     if len(task.ids) - task.drafter_read <= self._read_at_once or not policy.wants_more((), None):
                         stepped[task] = (session.model, session.steps(task.ids, task.max_draft, policy.wants_more))
                     elif may_read:
@@ -166,7 +167,7 @@ class BatchDrafter:
     def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
         """Propose a draft that nobody has seen, where that can be."""
         session, unread = task.session, len(task.ids) - task.drafter_read
-        if task.place is None or not isinstance(session, UnseenDraftSession) or unread > self._read_at_once:
+        if task.place is None or not fulfils(session, UnseenDraftSession) or unread > self._read_at_once:
             return False
         draft = session.draft_unseen(task.place, task.ids, task.max_draft, policy.wants_more)
         if draft is None:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from draftsmith.model.memory import available_memory
 from draftsmith.model.protocol import KVCache, Model
+from draftsmith.optional import fulfils
 from draftsmith.speculate import DraftSession
 
 __all__ = ["CountedModel", "KVMemory", "Kept", "ModelOnDevice", "PrefixCache", "SharedCache", "shared_prefix"]
@@ -96,7 +97,7 @@ class KVMemory:
 
     def growth(self, cache: KVCache, count: int, *, drafting: bool) -> float:
         """Bytes that ``count`` tokens more will take, a draft model's cache included."""
-        grown = cache.growth(count) if isinstance(cache, SharedCache) else 0
+        grown = cache.growth(count) if fulfils(cache, SharedCache) else 0
         return grown * (self._with_draft if drafting else 1.0)
 
 

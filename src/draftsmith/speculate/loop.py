@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from draftsmith.errors import PromptTooLong, UsageError
 from draftsmith.model.protocol import Checked, CheckRun, KVCache, Logits, Model, TokenRun, UnseenDraft
+from draftsmith.optional import fulfils
 from draftsmith.sampling import Noise, TextState, logprobs_of, point
 from draftsmith.speculate.constrained import forced_draft, without_forbidden
 from draftsmith.speculate.drafters.protocol import DraftSession, UnseenDraftSession
@@ -155,7 +156,7 @@ def _propose(
     session: DraftSession, ids: Sequence[int], room: int, policy: LengthPolicy, text: TextState, place: str | None
 ) -> Draft | UnseenDraft:
     """What the next round checks. ``place``: see ``meeting_place``."""
-    if place is not None and isinstance(session, UnseenDraftSession):
+    if place is not None and fulfils(session, UnseenDraftSession):
         unseen = session.draft_unseen(place, ids, room, policy.wants_more)
         if unseen is not None:
             return unseen

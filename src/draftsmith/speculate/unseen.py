@@ -7,6 +7,7 @@ target says to it: its likeliest ids, where these are all that is asked, else it
 from __future__ import annotations
 
 from draftsmith.model.protocol import Checked, DeviceModel, Model
+from draftsmith.optional import fulfils
 from draftsmith.sampling import TextState
 from draftsmith.speculate.drafters.protocol import DraftSession, UnseenDraftSession
 from draftsmith.speculate.policy import LengthPolicy
@@ -28,13 +29,13 @@ def needs_logits(params: SamplingParams, text: TextState) -> bool:
 def see(checked: Checked, session: DraftSession | None, policy: LengthPolicy | None) -> Draft:
     """The draft that was checked; the session whose draft it was and its policy see it, too."""
     draft = Draft(checked.draft_ids, None, checked.confidences)
-    if isinstance(session, UnseenDraftSession) and policy is not None:
+    if fulfils(session, UnseenDraftSession) and policy is not None:
         session.see(draft, policy.wants_more)
     return draft
 
 
 def on_device(model: Model) -> DeviceModel:
     """``model``, which has a meeting place."""
-    if not isinstance(model, DeviceModel):
+    if not fulfils(model, DeviceModel):
         raise TypeError(f"{type(model).__name__} cannot check drafts that nobody has seen")
     return model

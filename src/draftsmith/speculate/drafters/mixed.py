@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from draftsmith.model.protocol import Model
+from draftsmith.optional import fulfils
 from draftsmith.sampling import point
 from draftsmith.speculate.drafters.model import drive
 from draftsmith.speculate.drafters.protocol import (
@@ -92,7 +93,7 @@ class MixedDraftSession:
     def _with_copy(self, draft: Draft, max_tokens: int, wants_more: WantsMore) -> Draft:
         """``draft``, and what followed the last time that the text ended like this."""
         count = len(draft.token_ids)
-        if not 0 < count < max_tokens or not isinstance(self._free, CopyingDraftSession):
+        if not 0 < count < max_tokens or not fulfils(self._free, CopyingDraftSession):
             return draft
 
         def wants(
@@ -111,7 +112,7 @@ class MixedDraftSession:
 
     def _copies_better(self, wants_more: WantsMore) -> Until | None:
         """Whether a copy after the tokens drawn so far is the better way to go on."""
-        if not isinstance(self._free, CopyingDraftSession):
+        if not fulfils(self._free, CopyingDraftSession):
             return None
         free = self._free
 

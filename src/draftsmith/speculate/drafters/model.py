@@ -17,6 +17,7 @@ from draftsmith.model.protocol import (
     UnseenDraft,
     UnseenRun,
 )
+from draftsmith.optional import fulfils
 from draftsmith.sampling import Noise, NoiseSource, TextState, probability_of
 from draftsmith.speculate.drafters.protocol import DraftSteps, Until, WantsMore
 from draftsmith.types import Distribution, Draft, Request, Verdict, VerificationRule
@@ -121,7 +122,7 @@ class ModelDraftSession:
         model, self._pending = self._model, []
         if not (self._ahead and self._draws_from_rows_alone):
             return None
-        if not isinstance(model, DeviceModel) or model.place != place:
+        if not fulfils(model, DeviceModel) or model.place != place:
             return None
         room = min(self._ahead, self._room(token_ids, max_tokens, wants_more))
         if room < 1:
@@ -302,7 +303,7 @@ def drive(model: Model, steps: DraftSteps) -> Draft:
 
 def drafting(model: Model) -> DraftingModel:
     """``model``, which a DraftRun was asked of."""
-    if not isinstance(model, DraftingModel):
+    if not fulfils(model, DraftingModel):
         raise TypeError(f"{type(model).__name__} cannot write drafts by itself")
     return model
 
