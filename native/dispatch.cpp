@@ -29,7 +29,18 @@ std::vector<const Kernels*> available() {
     return sets;
 }
 
+bool made_by_amd() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 }  // namespace
+
+const bool kFetchIntoSecondCache = made_by_amd();
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;

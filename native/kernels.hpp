@@ -23,6 +23,8 @@ constexpr int padded_head(int head_dim) { return (head_dim + kGroup - 1) / kGrou
 constexpr size_t int8_key_scales(int head_dim) { return static_cast<size_t>(padded_head(head_dim) / kGroup * kBlockPositions) * 2; }  // bytes
 constexpr size_t int8_value_scales() { return kBlockPositions * 2; }
 
+extern const bool kFetchIntoSecondCache;  // where weights that several tokens meet are best fetched to; AMD's processors
+
 constexpr int kRowGroup = 64;  // entries of a row of logits whose largest is looked at together
 
 // Query rows against one piece of one key-value head. In a block keys lie [D][64], values [64][D].

@@ -8,6 +8,7 @@
 
 #include "formats.hpp"
 #include "half.hpp"
+#include "kernels.hpp"
 
 namespace draftsmith {
 namespace {
@@ -15,7 +16,18 @@ namespace {
 template <BlockType T> struct Format { static constexpr FormatInfo info = format_info(T); };
 
 // Bytes ahead, for so many tokens: what these leave of the time that memory takes to answer.
-constexpr size_t prefetch_distance(int tokens) { return tokens <= 2 ? 3072 : 6144; }
+constexpr size_t kFarAhead = 6144;
+constexpr size_t prefetch_distance(int tokens) { return tokens <= 2 ? 3072 : kFarAhead; }
+
+// Fetch what `from` is some tokens ahead of. Into the second cache where the first has few slots for lines on their way: they
+// would all be taken, and the activations, which come from the second cache, would have to wait with them.
+template <int TOKENS> [[gnu::always_inline]] inline void fetch_ahead(const uint8_t* from, size_t bytes, bool second_cache) {
+    if (second_cache) {
+        for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line + kFarAhead, 0, 2);
+    } else {
+        for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line + prefetch_distance(TOKENS));
+    }
+}
 
 constexpr size_t kManyBytes = 512 << 10;  // of quantised rows
 constexpr size_t kKeptBytes = 384 << 10;  // of weights, while many rows pass by
@@ -156,17 +168,15 @@ template <class S, class Fmt, int NT, int MT, class R = Registers<S, NT>>
 [[gnu::always_inline]] inline void tiles_quant(const uint8_t* tile, size_t tile_size, size_t cols, const QuantRows& x, size_t row, bool fetch, typename R::L::F (&acc)[R::kCount][MT]) {
     constexpr FormatInfo f = Fmt::info;
     const QuantGroup* x_group = x.at(row, 0);  // the MT rows lie in one block of rows
+    const bool second_cache = kFetchIntoSecondCache && (MT > 1 || tile_size < kFarAhead);  // one token wants long tiles at once
     for (auto& per_register : acc) for (auto& a : per_register) a = R::L::splat(0.0f);
     for (size_t left = cols / kGroup; left > 0;) {
         const size_t groups = left < kSuperGroup ? left : kSuperGroup, codes_at = codes_offset(f, groups);
         // The processor's own prefetching stops at page boundaries; at many tokens a group takes long enough to see that.
-        const auto fetch_lines = [](const uint8_t* from, size_t bytes) {
-            for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line + prefetch_distance(MT));
-        };
-        if (NT == 1 && fetch) fetch_lines(tile, codes_at);
+        if (NT == 1 && fetch) fetch_ahead<MT>(tile, codes_at, second_cache);
         for (size_t g = 0; g < groups; ++g, x_group += kQuantBlock) {
             const uint8_t* at = tile + codes_at + g * code_bytes(f);
-            if (NT == 1 && fetch) fetch_lines(at, code_bytes(f));
+            if (NT == 1 && fetch) fetch_ahead<MT>(at, code_bytes(f), second_cache);
             add_group<R, Fmt, R::kCount, MT>(tile, g, at, tile_size, x_group, acc);
         }
         tile += codes_at + groups * code_bytes(f);
