@@ -124,6 +124,10 @@ def test_plan_gives_its_advice(capsys: pytest.CaptureFixture[str], models: tuple
     check_schema(value, "plan")
     assert {candidate["draft"] for candidate in value["candidates"]} == {models[1], "lookup"}
     assert value["provenance"]["weights_sha256"]["target"]
+    alone = ("--target", models[0], "--max-new-tokens", "16", "--prompts", prompts, "--limit", "1", "--json")
+    code, out, err = run(capsys, "plan", *alone)
+    assert (code, err) == (0, "")
+    assert {candidate["draft"] for candidate in json.loads(out)["candidates"]} == {"lookup", "suffix"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from draftsmith.measure.origin import measurement_origin
 from draftsmith.measure.plan import (
     LENGTHS,
     WORTHWHILE,
+    Forecast,
     Hits,
     PlainReply,
     at_half_cost,
@@ -178,8 +179,29 @@ def test_a_plan_ranks_and_advises() -> None:
     value = plan_json(plan, measurement_origin({"target": "lookup"}, {}, None))
     check_schema(value, "plan")
     advice = value["recommendation"]["advice"]
-    assert advice.startswith("Use lookup with --num-draft-tokens" if plan.best else "Do not draft: the best candidate")
+    assert advice.startswith("Use lookup" if plan.best else "Do not draft: the best candidate")
     assert "| lookup |" in plan_text(value)
+
+
+def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
+    target = LLM(fake_target(), "none")
+    plan = make_plan(target, ["lookup"], ITEMS, GREEDY)
+    [candidate], sure = plan.candidates, Forecast(3, 1.4, (1.3, 1.5), 0.8, 2.4, {3: 1.4}, 0.9)
+    plan = replace(plan, candidates=(replace(candidate, forecast=sure),))
+
+    def advice(measured: float | None, auto: float | None) -> str:
+        value = plan_json(replace(plan, measured=measured, measured_auto=auto), {})
+        assert value["recommendation"]["measured_speedup_auto"] == auto
+        return str(value["recommendation"]["advice"])
+
+    fixed = "1.40x with --num-draft-tokens 3, measured"
+    auto = "Use lookup, its lengths chosen round by round (auto): measured 1.50x. A fixed length:"
+    assert advice(1.3, 1.5) == f"{auto} {fixed} 1.30x."
+    assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
+    assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
+    none = "Do not draft: the best candidate, lookup, does not pay"
+    assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
+    assert advice(None, None) == f"{none} (predicted 1.40x)."
 
 
 def test_what_does_not_pay_is_said_plainly() -> None:

@@ -34,8 +34,9 @@ def plan(
     """Tell which drafter to use.
 
     The target answers the prompts once. Each candidate is read along those answers, which tells for every draft length
-    what it would gain; the best is then measured. Without candidates: prompt lookup. With --for the costs are those of
-    another engine, nothing is measured here but the texts, and the command that starts that engine is told.
+    what it would gain; the best is then measured, with that length and with lengths chosen round by round. Without
+    candidates: whatever needs no other file. With --for the costs are those of another engine, nothing is measured here
+    but the texts, and the command that starts that engine is told.
     """
     result.check()
     engine.check()
@@ -45,7 +46,6 @@ def plan(
     if model.rule != "coupled":
         raise UsageError("plan forecasts the coupled rule, whose texts do not depend on the drafter; leave --rule out")
     items = measure.items()
-    names = names or ["lookup"]
     costs = engine.known_costs()
     from draftsmith.types import SamplingParams
 
@@ -53,10 +53,12 @@ def plan(
     given = dataclasses.replace(model, draft="none").for_llm()
     with ProgressBars(quiet=result.quiet) as progress:
         from draftsmith.engine import LLM
+        from draftsmith.engine.loading import known_drafters
         from draftsmith.measure.origin import measurement_origin
         from draftsmith.measure.planning import make_plan, plan_json, plan_text
 
         target = LLM(progress=progress, **given)
+    names = names or (["lookup"] if engine.for_ is not None else known_drafters(target.target))
     options = {name: value for name, value in given.items() if name not in ("target", "draft")}
     ticker = Ticker(result.quiet)
     try:

@@ -26,7 +26,7 @@ from draftsmith.speculate import (
 )
 from draftsmith.text import Tokenizer
 
-__all__ = ["DraftChoice", "LoadedDrafter", "LoadedModel", "load_drafter", "load_model"]
+__all__ = ["DraftChoice", "LoadedDrafter", "LoadedModel", "known_drafters", "load_drafter", "load_model"]
 
 # What a weight takes in memory, block scales included.
 _BITS_PER_WEIGHT = {"4bit": 5.0, "8bit": 9.0, "float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
@@ -133,8 +133,7 @@ def load_drafter(
     if draft is None or draft == "none":
         return None
     if draft == "auto":
-        shipped = embedded_draft(target.name, target.model, target.tokenizer)
-        draft = "lookup" if shipped is None else f"{EMBEDDED}+lookup"
+        draft = known_drafters(target)[0]
     if draft == "lookup":
         return LoadedDrafter(PromptLookupDrafter())
     if draft == "suffix":
@@ -148,6 +147,12 @@ def load_drafter(
     if isinstance(draft, str | Path):
         return _referenced(draft, target, options, progress)
     return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)
+
+
+def known_drafters(target: LoadedModel) -> list[str]:
+    """What can draft for ``target`` without another file, as in ``--draft``; ``auto`` takes the first."""
+    shipped = embedded_draft(target.name, target.model, target.tokenizer)
+    return ["lookup", "suffix"] if shipped is None else [f"{EMBEDDED}+lookup", EMBEDDED, "lookup", "suffix"]
 
 
 def _referenced(ref: str | Path, target: LoadedModel, options: EngineOptions, progress: Progress) -> LoadedDrafter:

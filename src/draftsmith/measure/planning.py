@@ -35,7 +35,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one.
+    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one;
+    ``measured_auto``: the same, with lengths chosen round by round.
 
     ``elsewhere``: the costs are another engine's, so nothing can be measured here and the prediction decides.
     """
@@ -45,13 +46,14 @@ class Plan:
     replies: int
     tokens: int
     measured: float | None
+    measured_auto: float | None = None
     elsewhere: bool = False
 
     @property
     def best(self) -> Candidate | None:
         """The candidate to use; None: do not draft."""
         first = self.candidates[0]
-        gain = first.forecast.speedup if self.elsewhere else self.measured or 0.0
+        gain = first.forecast.speedup if self.elsewhere else max(self.measured or 0.0, self.measured_auto or 0.0)
         return first if gain >= WORTHWHILE else None
 
 
@@ -80,15 +82,18 @@ def make_plan(
     ]
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
     best, name = ranked[0]
-    measured = None
+
+    def measured_with(num_draft_tokens: int | str) -> float:
+        pair = load_pair(target.target, name, **{**options, "num_draft_tokens": num_draft_tokens})
+        return run_bench(pair, items, sampling, report=report).overall.speedup
+
+    measured = measured_auto = None
     if costs is None and best.forecast.speedup >= WORTHWHILE:
-        k = best.forecast.num_draft_tokens
-        pair = load_pair(target.target, name, **{**options, "num_draft_tokens": k})
-        measured = run_bench(pair, items, sampling, report=report).overall.speedup
+        measured, measured_auto = measured_with(best.forecast.num_draft_tokens), measured_with("auto")
     tokens = sum(len(reply.token_ids) for reply in replies)
     rate = (tokens - len(replies)) / sum(reply.decode_s for reply in replies)
     found = tuple(candidate for candidate, _ in ranked)
-    return Plan(found, rate, len(replies), tokens, measured, elsewhere=costs is not None)
+    return Plan(found, rate, len(replies), tokens, measured, measured_auto, elsewhere=costs is not None)
 
 
 def _candidate(
@@ -120,6 +125,7 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
             "predicted_speedup": first.forecast.speedup,
             "predicted_speedup_ci95": list(first.forecast.interval),
             "measured_speedup": plan.measured,
+            "measured_speedup_auto": plan.measured_auto,
             "advice": _advice(plan),
         },
         "candidates": [
@@ -197,10 +203,13 @@ def _advice(plan: Plan) -> str:
         return (
             f"Use {first.name} with {first.forecast.num_draft_tokens} draft tokens: expect {predicted} (not measured)."
         )
+    if plan.measured is None or plan.measured_auto is None:
+        return f"Do not draft: the best candidate, {first.name}, does not pay (predicted {predicted})."
+    fixed = f"{predicted} with --num-draft-tokens {first.forecast.num_draft_tokens}, measured {plan.measured:.2f}x"
+    auto = f"{plan.measured_auto:.2f}x"
     if plan.best is None:
-        told = f"predicted {predicted}" + ("" if plan.measured is None else f", measured {plan.measured:.2f}x")
+        told = f"predicted {fixed}; {auto} with lengths chosen round by round"
         return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
-    return (
-        f"Use {first.name} with --num-draft-tokens {first.forecast.num_draft_tokens}: expect {predicted}, "
-        f"measured {plan.measured:.2f}x."
-    )
+    if plan.measured_auto >= plan.measured:
+        return f"Use {first.name}, its lengths chosen round by round (auto): measured {auto}. A fixed length: {fixed}."
+    return f"Use {first.name}: expect {fixed}. With lengths chosen round by round (auto): {auto}."
