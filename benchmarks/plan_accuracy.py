@@ -94,7 +94,7 @@ def _plan(
     known["plan"] = {
         "predicted": {str(k): gain for k, gain in candidate.forecast.by_length.items()},
         "best": candidate.forecast.num_draft_tokens,
-        "measured": plan.measured,
+        "measured": candidate.measured,
         "plain_step_s": candidate.costs.plain_s,
         "draft_cost_c": candidate.costs.draft_cost,
         "draft_call_cost": candidate.costs.draft_call,

@@ -79,7 +79,11 @@ def test_the_costs_decide_and_nothing_is_timed_here() -> None:
     """The same texts and drafts: where checking is free they pay, where it costs as much as writing they do not."""
     target = LLM(fake_target(), "none")
     cheap = make_plan(target, [fake_target("same")], ITEMS, GREEDY, costs=parse_costs(["c=0.05", "v=16:1.1"]))
-    assert (cheap.best is not None, cheap.measured, cheap.candidates[0].forecast.num_draft_tokens) == (True, None, 16)
+    assert (cheap.best is not None, cheap.candidates[0].gain, cheap.candidates[0].forecast.num_draft_tokens) == (
+        True,
+        None,
+        16,
+    )
     value = plan_json(cheap, {})
     assert value["recommendation"]["advice"].startswith("Use same with 16 draft tokens: expect ")
     dear = make_plan(target, [fake_target("same")], ITEMS, GREEDY, costs=parse_costs(["c=0.9", "v=16:16"]))
@@ -88,12 +92,12 @@ def test_the_costs_decide_and_nothing_is_timed_here() -> None:
 
 
 class Batched(FakeModel):
-    """A forward takes 4 ms, and 1 ms more for every run after the first: v(m) = 1 + (m - 1) / 4."""
+    """A forward takes 4 ms, and 3 ms more for every run after the first: v(4) = 3.25, less what a busy machine adds."""
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         import time
 
-        time.sleep(4e-3 + 1e-3 * (len(runs) - 1))
+        time.sleep(4e-3 + 3e-3 * (len(runs) - 1))
         return super().forward(runs)
 
 
@@ -102,10 +106,10 @@ def test_costs_are_timed_at_endpoints() -> None:
         target, draft = (find_endpoint(f"http://127.0.0.1:{one.port}") for one in (server, fast))
         found = measure_endpoint_costs(target, draft, sizes=(1, 4), repeats=1)
     assert found.verify[1] == 1
-    assert 1.3 < found.verify[4] < 3
+    assert 1.3 < found.verify[4] < 5
     assert found.draft is not None
     assert 0 < found.draft < 0.8
-    assert 4e-3 < found.plain_s < 12e-3
+    assert 4e-3 < found.plain_s < 40e-3
 
 
 def test_commands_that_start_engines(tmp_path: Path) -> None:

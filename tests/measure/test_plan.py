@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +14,11 @@ sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import LLM, LoadedModel
 from draftsmith.engine.loading import DraftChoice
 from draftsmith.errors import UsageError
+from draftsmith.measure import planning
 from draftsmith.measure.costs import CostCurves
 from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.origin import measurement_origin
+from draftsmith.measure.pair import Pair
 from draftsmith.measure.plan import (
     LENGTHS,
     WORTHWHILE,
@@ -183,14 +186,37 @@ def test_a_plan_ranks_and_advises() -> None:
     assert "| lookup |" in plan_text(value)
 
 
+def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three, two are near; the second gains more with lengths chosen round by round, and so it is the one to use."""
+    predicted = iter((2.0, 2.0, 1.5, 1.5, 1.9, 1.9))  # at half the cost and at the cost, by candidate
+    speeds = {("lookup", 4): 1.8, ("lookup", "auto"): 1.7, ("suffix", "auto"): 1.95}
+
+    def forecast_next(*_: object) -> Forecast:
+        gain = next(predicted)
+        return Forecast(4, gain, (gain, gain), 0.8, 2.4, {4: gain}, 0.9)
+
+    def bench(pair: Pair, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(
+            overall=SimpleNamespace(speedup=speeds.pop((pair.options["draft"], pair.options["num_draft_tokens"])))
+        )
+
+    monkeypatch.setattr(planning, "forecast", forecast_next)
+    monkeypatch.setattr(planning, "run_bench", bench)
+    plan = make_plan(LLM(fake_target(), "none"), ["lookup", fake_target("far", seed=9), "suffix"], ITEMS, GREEDY)
+    assert not speeds
+    measured = [(one.name, one.measured, one.measured_auto) for one in plan.candidates]
+    assert measured == [("suffix", None, 1.95), ("lookup", 1.8, 1.7), ("far", None, None)]
+    assert plan.best is plan.candidates[0]
+
+
 def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     target = LLM(fake_target(), "none")
     plan = make_plan(target, ["lookup"], ITEMS, GREEDY)
     [candidate], sure = plan.candidates, Forecast(3, 1.4, (1.3, 1.5), 0.8, 2.4, {3: 1.4}, 0.9)
-    plan = replace(plan, candidates=(replace(candidate, forecast=sure),))
 
     def advice(measured: float | None, auto: float | None) -> str:
-        value = plan_json(replace(plan, measured=measured, measured_auto=auto), {})
+        found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto)
+        value = plan_json(replace(plan, candidates=(found,)), {})
         assert value["recommendation"]["measured_speedup_auto"] == auto
         return str(value["recommendation"]["advice"])
 
@@ -199,6 +225,7 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     assert advice(1.3, 1.5) == f"{auto} {fixed} 1.30x."
     assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
     assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
+    assert advice(None, 1.5) == f"{auto} 1.40x with --num-draft-tokens 3, not measured."
     none = "Do not draft: the best candidate, lookup, does not pay"
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
     assert advice(None, None) == f"{none} (predicted 1.40x)."

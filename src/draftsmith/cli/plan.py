@@ -34,9 +34,9 @@ def plan(
     """Tell which drafter to use.
 
     The target answers the prompts once. Each candidate is read along those answers, which tells for every draft length
-    what it would gain; the best is then measured, with that length and with lengths chosen round by round. Without
-    candidates: whatever needs no other file. With --for the costs are those of another engine, nothing is measured here
-    but the texts, and the command that starts that engine is told.
+    what it would gain; the best are then measured, with lengths chosen round by round too. Without candidates: whatever
+    needs no other file. With --for the costs are those of another engine, nothing is measured here but the texts, and
+    the command that starts that engine is told.
     """
     result.check()
     engine.check()

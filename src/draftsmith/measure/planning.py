@@ -1,10 +1,10 @@
-"""The run of ``plan``: replies, costs and forecasts of all candidates, then the best one in earnest; and its output."""
+"""The run of ``plan``: replies, costs and forecasts of all candidates, then the best in earnest; and its output."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from draftsmith.engine import LLM, LoadedModel
@@ -22,21 +22,35 @@ from draftsmith.types import SamplingParams
 
 __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
 
+# How many candidates are measured, at most, and how near to the best prediction theirs must be: choosing lengths round
+# by round gains more than any forecast of a fixed one can tell, and most where a drafter has two kinds of tokens.
+MEASURED, NEAR = 3, 0.85
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost."""
+    """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost.
+
+    ``measured``: its speed-up in a run of its own, at its best fixed length; ``measured_auto``: with lengths chosen
+    round by round. None: not worth a run.
+    """
 
     name: str
     costs: CostCurves
     forecast: Forecast
     half_cost_speedup: float
+    measured: float | None = None
+    measured_auto: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """The better of the two speed-ups measured, None if there is none."""
+        return max(filter(None, (self.measured, self.measured_auto)), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Candidates, the best first. ``measured``: the speed-up of the best in a run of its own, None if not worth one;
-    ``measured_auto``: the same, with lengths chosen round by round.
+    """Candidates, the best first: those that were measured, by what was measured, then the others, as predicted.
 
     ``elsewhere``: the costs are another engine's, so nothing can be measured here and the prediction decides.
     """
@@ -45,15 +59,13 @@ class Plan:
     plain_rate: float
     replies: int
     tokens: int
-    measured: float | None
-    measured_auto: float | None = None
     elsewhere: bool = False
 
     @property
     def best(self) -> Candidate | None:
         """The candidate to use; None: do not draft."""
         first = self.candidates[0]
-        gain = first.forecast.speedup if self.elsewhere else max(self.measured or 0.0, self.measured_auto or 0.0)
+        gain = first.forecast.speedup if self.elsewhere else first.gain or 0.0
         return first if gain >= WORTHWHILE else None
 
 
@@ -81,19 +93,23 @@ def make_plan(
         for i, name in enumerate(names)
     ]
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
-    best, name = ranked[0]
+    found = [candidate for candidate, _ in ranked]
+    if costs is None:
 
-    def measured_with(num_draft_tokens: int | str) -> float:
-        pair = load_pair(target.target, name, **{**options, "num_draft_tokens": num_draft_tokens})
-        return run_bench(pair, items, sampling, report=report).overall.speedup
+        def measured_with(name: str | LoadedModel, num_draft_tokens: int | str) -> float:
+            pair = load_pair(target.target, name, **{**options, "num_draft_tokens": num_draft_tokens})
+            return run_bench(pair, items, sampling, report=report).overall.speedup
 
-    measured = measured_auto = None
-    if costs is None and best.forecast.speedup >= WORTHWHILE:
-        measured, measured_auto = measured_with(best.forecast.num_draft_tokens), measured_with("auto")
+        at_least = max(WORTHWHILE, NEAR * found[0].forecast.speedup)
+        near = [pair for pair in ranked[:MEASURED] if pair[0].forecast.speedup >= at_least]
+        found[: len(near)] = [replace(one, measured_auto=measured_with(name, "auto")) for one, name in near]
+        if near:
+            k = found[0].forecast.num_draft_tokens
+            found[0] = replace(found[0], measured=measured_with(ranked[0][1], k))
+        found.sort(key=lambda candidate: -(candidate.gain or 0.0))
     tokens = sum(len(reply.token_ids) for reply in replies)
     rate = (tokens - len(replies)) / sum(reply.decode_s for reply in replies)
-    found = tuple(candidate for candidate, _ in ranked)
-    return Plan(found, rate, len(replies), tokens, measured, measured_auto, elsewhere=costs is not None)
+    return Plan(tuple(found), rate, len(replies), tokens, elsewhere=costs is not None)
 
 
 def _candidate(
@@ -124,8 +140,8 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
             "num_draft_tokens": None if best is None else best.forecast.num_draft_tokens,
             "predicted_speedup": first.forecast.speedup,
             "predicted_speedup_ci95": list(first.forecast.interval),
-            "measured_speedup": plan.measured,
-            "measured_speedup_auto": plan.measured_auto,
+            "measured_speedup": first.measured,
+            "measured_speedup_auto": first.measured_auto,
             "advice": _advice(plan),
         },
         "candidates": [
@@ -134,6 +150,8 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
                 "num_draft_tokens": c.forecast.num_draft_tokens,
                 "predicted_speedup": c.forecast.speedup,
                 "predicted_speedup_ci95": list(c.forecast.interval),
+                "measured_speedup": c.measured,
+                "measured_speedup_auto": c.measured_auto,
                 "predicted_by_num_draft_tokens": {str(k): gain for k, gain in c.forecast.by_length.items()},
                 "predicted_speedup_at_half_cost": c.half_cost_speedup,
                 "break_even_draft_cost_c": c.forecast.break_even_cost
@@ -161,13 +179,14 @@ def plan_text(value: dict[str, Any]) -> str:
         value["recommendation"]["advice"],
         *_for_engine(value.get("for")),
         "",
-        "| drafter | k | predicted | acceptance | length | c | at half c | pays below c |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| drafter | k | predicted | measured | with auto | acceptance | length | c | at half c | pays below c |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for c in value["candidates"]:
         low, high = c["predicted_speedup_ci95"]
         lines.append(
             f"| {c['draft']} | {c['num_draft_tokens']} | {c['predicted_speedup']:.2f} [{low:.2f}, {high:.2f}] "
+            f"| {_number(c['measured_speedup'])} | {_number(c['measured_speedup_auto'])} "
             f"| {c['acceptance_rate']:.0%} | {c['mean_acceptance_length']:.2f} | {c['draft_cost_c']:.3f} "
             f"| {c['predicted_speedup_at_half_cost']:.2f} | {_break_even(c['break_even_draft_cost_c'])} |"
         )
@@ -176,11 +195,16 @@ def plan_text(value: dict[str, Any]) -> str:
             *lines,
             "",
             "k: the draft length that gains most. Predicted: speed-up over plain decoding, with a 95 % interval over\n"
-            "prompts. Acceptance: accepted / draft tokens. Length: 1 + accepted / rounds with a draft, bonus token\n"
+            "prompts. Measured: the same in a run of its own; with auto: with lengths chosen round by round.\n"
+            "Acceptance: accepted / draft tokens. Length: 1 + accepted / rounds with a draft, bonus token\n"
             "included. c: draft step / plain step. At half c: what a draft as good at half the cost (a smaller one,\n"
             "or one with a pruned vocabulary) would gain. Pays below c: what a draft as good may cost to gain 2 %.",
         ]
     )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _for_engine(told: dict[str, Any] | None) -> list[str]:
@@ -203,13 +227,14 @@ def _advice(plan: Plan) -> str:
         return (
             f"Use {first.name} with {first.forecast.num_draft_tokens} draft tokens: expect {predicted} (not measured)."
         )
-    if plan.measured is None or plan.measured_auto is None:
+    auto = None if first.measured_auto is None else f"{first.measured_auto:.2f}x"
+    if auto is None:
         return f"Do not draft: the best candidate, {first.name}, does not pay (predicted {predicted})."
-    fixed = f"{predicted} with --num-draft-tokens {first.forecast.num_draft_tokens}, measured {plan.measured:.2f}x"
-    auto = f"{plan.measured_auto:.2f}x"
+    fixed = f"{predicted} with --num-draft-tokens {first.forecast.num_draft_tokens}"
+    fixed += ", not measured" if first.measured is None else f", measured {first.measured:.2f}x"
     if plan.best is None:
         told = f"predicted {fixed}; {auto} with lengths chosen round by round"
         return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
-    if plan.measured_auto >= plan.measured:
+    if first.gain == first.measured_auto:
         return f"Use {first.name}, its lengths chosen round by round (auto): measured {auto}. A fixed length: {fixed}."
     return f"Use {first.name}: expect {fixed}. With lengths chosen round by round (auto): {auto}."
