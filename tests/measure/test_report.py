@@ -82,7 +82,17 @@ EVAL = {
 PLAN = {
     "recommendation": {"advice": "Use small with --num-draft-tokens 4: expect 1.50x, measured 1.48x."},
     "candidates": [
-        {"draft": "a/small", "predicted_speedup": 1.5, "num_draft_tokens": 4, "predicted_speedup_ci95": [1.3, 1.7]}
+        {
+            "draft": "a/small",
+            "num_draft_tokens": 4,
+            "predicted_speedup": 1.5,
+            "predicted_speedup_ci95": [1.3, 1.7],
+            "measured_speedup": 1.48,
+            "measured_speedup_auto": None,
+            "acceptance_rate": 0.6,
+            "mean_acceptance_length": 2.4,
+            "draft_cost_c": 0.125,
+        }
     ],
     "provenance": ORIGIN,
 }
@@ -128,6 +138,7 @@ def test_the_page_has_everything_and_needs_nothing() -> None:
         "bonus token included",
         "accepted / draft tokens",
         "Use small with",
+        "| a/small | 4 | 1.50x | 1.48x |  | 60% | 2.40 | 0.125 |",
         "5.0 GB/s, 50%",
         "2/2",
         "10.00 ms | 20.00 ms",

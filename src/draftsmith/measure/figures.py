@@ -121,7 +121,7 @@ def _ticks(top: float) -> list[float]:
     return [round(step * i, 12) for i in range(int(top / step) + 1)]
 
 
-def _short(label: str, longest: int = 22) -> str:
+def _short(label: str, longest: int = 18) -> str:
     """The label, its middle left out where it would not fit."""
     return label if len(label) <= longest else f"{label[: longest // 2 - 1]}…{label[-(longest // 2) :]}"
 

@@ -132,6 +132,10 @@ def _roofline(value: dict[str, Any]) -> list[Section]:
     return [Section("Roofline", (note,), table, bars("bytes read against bandwidth", rows, mark=bandwidth / 1e9))]
 
 
+def _times(gain: float | None) -> str:
+    return "" if gain is None else f"{gain:.2f}x"
+
+
 def _plan(value: dict[str, Any]) -> list[Section]:
     rows = [
         Bar(
@@ -142,11 +146,28 @@ def _plan(value: dict[str, Any]) -> list[Section]:
         )
         for c in value["candidates"]
     ]
-    note = "Predicted speed-up of each candidate at its best draft length k, with 95 % intervals over prompts."
+    note = (
+        "Bars: predicted speed-up of each candidate at its best fixed length k, with 95 % intervals over prompts. "
+        "Measured: in a run of its own with that k; with auto: with lengths chosen round by round."
+    )
+    table = (
+        ("drafter", "k", "predicted", "measured", "with auto", "acceptance", "length", "c"),
+        *(
+            (
+                reference_name(c["draft"]),
+                str(c["num_draft_tokens"]),
+                *(_times(c.get(name)) for name in ("predicted_speedup", "measured_speedup", "measured_speedup_auto")),
+                f"{c['acceptance_rate']:.0%}",
+                f"{c['mean_acceptance_length']:.2f}",
+                f"{c['draft_cost_c']:.3f}",
+            )
+            for c in value["candidates"]
+        ),
+    )
     advice = value["recommendation"]["advice"]
     for candidate in value["candidates"]:
         advice = advice.replace(candidate["draft"], reference_name(candidate["draft"]))
-    return [Section("Plan", (advice, note), (), bars("predicted speed-up", rows, mark=1.0))]
+    return [Section("Plan", (advice, note), table, bars("predicted speed-up", rows, mark=1.0))]
 
 
 def _eval(value: dict[str, Any]) -> list[Section]:
