@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.drafting import BatchCosts
 from draftsmith.engine.handle import RequestOptions
-from draftsmith.engine.limits import share_reading
+from draftsmith.engine.limits import EngineLimits, share_reading
 from draftsmith.engine.pause import Pause
 from draftsmith.errors import UsageError
 from draftsmith.speculate import CostModel, ModelDrafter
@@ -102,6 +102,25 @@ def test_a_prompt_is_read_for_drafts_where_the_reply_is_long_enough(length: int,
     handle = engine.submit(Request(prompt_ids=prompt("abcdefgh" * 8), sampling=sampling))
     run(engine, handle)
     assert (model.tokens_read > 0) is reads
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_who_begins_first_sees_those_that_still_read_their_prompts(others: int) -> None:
+    """Checking two tokens is free for one text and dear for four: what it gains alone, it will not gain for long."""
+    model = SharedFakeModel()
+    drafter = ModelDrafter(model, target_vocab_size=VOCAB_SIZE)
+    costs = CostModel(0.05, (1.0, 1.0, 1.0, 1.0, 1.2), draft_read=0.03)
+    limits = EngineLimits(prefill_tokens=64, prefill_tokens_beside=4)
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: costs, limits=limits)
+    texts = ["abcdefgh" * 4, *[f"{letter}hgfedcba" * 24 for letter in "bcd"[:others]]]
+    first, *_ = [engine.submit(Request(prompt_ids=prompt(text), sampling=GREEDY)) for text in texts]
+    written = 0
+    while written < 6:
+        engine.step()
+        written += sum(len(one.token_ids) for one in first.take())
+    assert engine.stats.running == 1 + others
+    assert (model.tokens_read > 0) is (others == 0)
+    engine.abandon()
 
 
 def test_texts_that_have_no_drafts_are_asked_more_rarely() -> None:

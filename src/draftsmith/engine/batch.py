@@ -169,7 +169,7 @@ class Engine:
             self._dismiss_cancelled()
             self._roster.admit(self._drafter.start)
             counts = self._share_step()
-            for task, error in self._drafter.draft(counts):
+            for task, error in self._drafter.draft(counts, len(self._roster.running)):
                 self._roster.remove(task, keep=False, error=error)
                 del counts[task]
             counts = self._roster.make_room(counts)

@@ -116,8 +116,10 @@ class BatchDrafter:
         if isinstance(task.policy, AutoLength):
             self._learnt = task.policy
 
-    def draft(self, parts: Mapping[Task, int]) -> list[tuple[Task, Exception]]:
+    def draft(self, parts: Mapping[Task, int], running: int) -> list[tuple[Task, Exception]]:
         """Propose a draft to every text among ``parts`` (tokens to read by task) that is ready for one.
+
+        ``running``: how many texts write or read their prompts, also those that read nothing in this step.
 
         Returns the tasks that went wrong; they must not go on.
         """
@@ -126,10 +128,12 @@ class BatchDrafter:
         ready = [task for task in ready if len(parts) == 1 or not self._chooses(task) or task.pause.over()]
         known = {task: task.policy for task in ready}
         policies = {task: policy or self._new_policy(task) for task, policy in known.items()}
-        self._set_costs(ready, parts)
+        if self._costs is not None:  # a text that begins will soon be one of so many
+            self._costs.set(writing=running, drafting=running, reading=0)
         for task in ready:
             if known[task] is None:
                 self._begin(task, policies[task])
+        self._set_costs(ready, parts)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, DraftSteps]] = {}
         may_read = True
