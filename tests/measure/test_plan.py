@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,14 +196,16 @@ def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPat
         gain = next(predicted)
         return Forecast(4, gain, (gain, gain), 0.8, 2.4, {4: gain}, 0.9)
 
-    def bench(pair: Pair, *_: object, **__: object) -> SimpleNamespace:
+    def bench(pair: Pair, some: Sequence[PromptItem], *_: object, **__: object) -> SimpleNamespace:
+        assert len(some) == 16
         return SimpleNamespace(
             overall=SimpleNamespace(speedup=speeds.pop((pair.options["draft"], pair.options["num_draft_tokens"])))
         )
 
     monkeypatch.setattr(planning, "forecast", forecast_next)
     monkeypatch.setattr(planning, "run_bench", bench)
-    plan = make_plan(LLM(fake_target(), "none"), ["lookup", fake_target("far", seed=9), "suffix"], ITEMS, GREEDY)
+    items = [replace(ITEMS[0], id=str(number)) for number in range(18)]
+    plan = make_plan(LLM(fake_target(), "none"), ["lookup", fake_target("far", seed=9), "suffix"], items, GREEDY)
     assert not speeds
     measured = [(one.name, one.measured, one.measured_auto) for one in plan.candidates]
     assert measured == [("suffix", None, 1.95), ("lookup", 1.8, 1.7), ("far", None, None)]
