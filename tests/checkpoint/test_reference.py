@@ -6,9 +6,11 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -279,6 +281,33 @@ def write_and_stop(path: Path) -> None:
     with atomic_file(path) as file:
         file.write(b"two")
         raise KeyboardInterrupt
+
+
+def test_atomic_file_leaves_links_and_devices_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, file = tmp_path / "link", tmp_path / "there" / "file"
+    link.symlink_to(file)
+    for content in (b"first", b"second"):  # the file is made, then replaced
+        with atomic_file(link) as opened:
+            opened.write(content)
+        assert link.is_symlink()
+        assert file.read_bytes() == content
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        with atomic_file(pipe) as opened:
+            opened.write(b"through")
+        assert read.result() == b"through"
+    assert pipe.is_fifo()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "pipe", "there"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+def test_a_full_device_is_told() -> None:
+    with pytest.raises(DiskFull, match="no space left to write /dev/full"), atomic_file(Path("/dev/full")) as file:
+        file.write(b"x")
+    assert Path("/dev/full").is_char_device()
 
 
 def test_atomic_file_explains(tmp_path: Path) -> None:

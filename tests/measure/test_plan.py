@@ -219,7 +219,7 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
 
     def advice(measured: float | None, auto: float | None) -> str:
         found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto)
-        value = plan_json(replace(plan, candidates=(found,)), {})
+        value = plan_json(replace(plan, candidates=(found,), replies=4, tokens=200), {})
         assert value["recommendation"]["measured_speedup_auto"] == auto
         return str(value["recommendation"]["advice"])
 
@@ -232,6 +232,26 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     none = "Do not draft: the best candidate, lookup, does not pay"
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
     assert advice(None, None) == f"{none} (predicted 1.40x)."
+
+
+def test_an_advice_that_rests_on_little_says_so() -> None:
+    plan = make_plan(LLM(fake_target(), "none"), ["lookup"], ITEMS, GREEDY)
+
+    def advice(replies: int, tokens: int) -> str:
+        return str(plan_json(replace(plan, replies=replies, tokens=tokens), {})["recommendation"]["advice"])
+
+    enough = advice(4, 200)
+    for replies, tokens in ((3, 200), (4, 199)):
+        told = f"Too little to rely on: {tokens} tokens in all, replies: {replies}. Give at least 4 prompts and 200 tokens"
+        assert advice(replies, tokens) == f"{enough}\n{told} (--limit, --max-new-tokens)."
+    assert "little" not in enough
+
+
+def test_a_candidate_that_cannot_be_opened_is_told_before_any_reply_is_written() -> None:
+    target = fake_target()
+    with pytest.raises(UsageError, match="none is no candidate"):
+        make_plan(LLM(target, "none"), ["lookup", "none"], ITEMS, GREEDY)
+    assert target.model.tokens_read == 0  # type: ignore[attr-defined]
 
 
 def test_what_does_not_pay_is_said_plainly() -> None:

@@ -20,22 +20,36 @@ __all__ = ["atomic_file", "explain_os_error", "require_space"]
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` when the block ends well, and leaves nothing behind when it does not.
 
-    Folders on the way are made. Raises DiskFull when space runs out, ResourceError when the place cannot be written.
+    Folders on the way are made. A link stays: what it leads to is written. A device or a pipe (/dev/stdout) is written
+    as it is, which nothing can take back. Raises DiskFull when space runs out, ResourceError when the place cannot be
+    written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _explained(path), path.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+        return
+    place = Path(os.path.realpath(path))
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        with _explained(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(place)
+            _sync_folder(place.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def _sync_folder(folder: Path) -> None:

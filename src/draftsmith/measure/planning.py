@@ -26,6 +26,7 @@ __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
 # by round gains more than any forecast of a fixed one can tell, and most where a drafter has two kinds of tokens.
 MEASURED, NEAR = 3, 0.85
 MEASURED_PROMPTS = 16  # of all categories in turn; a run of its own has each of them answered twice
+FEW_REPLIES, FEW_TOKENS = 4, 200  # with fewer of either, chance and single disturbances weigh more than the drafter
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ def make_plan(
     if not names:
         raise UsageError("there is no drafter to plan for; name some with --candidate REF")
     options = dict(options or {})
+    for name in names:
+        drafter_parts(name, target.target, options)  # one that cannot be opened is told before any reply is written
     replies = write_replies(target, items, sampling, report)
     candidates = [
         _candidate(name, target, replies, options, costs, lambda what, i=i: report(i, len(names), what))
@@ -221,6 +224,16 @@ def _break_even(cost: float | None) -> str:
 
 
 def _advice(plan: Plan) -> str:
+    """What to do, in one line; and in a second how little it rests on, where that is so."""
+    if plan.replies >= FEW_REPLIES and plan.tokens >= FEW_TOKENS:
+        return _choice(plan)
+    return (
+        f"{_choice(plan)}\nToo little to rely on: {plan.tokens} tokens in all, replies: {plan.replies}. Give at least "
+        f"{FEW_REPLIES} prompts and {FEW_TOKENS} tokens (--limit, --max-new-tokens)."
+    )
+
+
+def _choice(plan: Plan) -> str:
     first = plan.candidates[0]
     predicted = f"{first.forecast.speedup:.2f}x"
     if plan.elsewhere:
