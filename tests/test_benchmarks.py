@@ -132,21 +132,29 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
 
 def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     # Plain 10 tokens/s; the median of three passes at k = 2 is 20, one of 5 and one of 40 do not count.
-    seconds = {"0": (1.0, 1.0, 1.0), "1": (2 / 3, 2 / 3, 2 / 3), "2": (0.5, 2.0, 0.25), "4": (1 / 2.05,) * 3}
+    seconds = {
+        "0": (1.0, 1.0, 1.0),
+        "1": (2 / 3, 2 / 3, 2 / 3),
+        "2": (0.5, 2.0, 0.25),
+        "4": (1 / 2.05,) * 3,
+        "auto": (1 / 1.9,) * 3,
+    }
     passes = [{k: {"x": (times[i], 10)} for k, times in seconds.items()} for i in range(3)]
     known: dict[str, Any] = {"combination": "a", "passes": passes}
     assert plan_accuracy.verdict(known) is None
-    assert plan_accuracy.sweep(passes) == pytest.approx({1: 1.5, 2: 2.0, 4: 2.05})
-    known["plan"] = {"predicted": {"1": 1.4, "2": 2.1, "3": 9.0, "4": 2.0}}
-    found = plan_accuracy.verdict(known)
-    assert found is not None
-    assert (found["k"], found["good"], found["chosen_well"]) == (2, True, True)  # k = 3 was not measured
-    assert found["error"] == pytest.approx(0.05)
-    assert found["lost"] == pytest.approx(0.05 / 2.05)
-    known["plan"] = {"predicted": {"1": 0.9, "2": 0.8, "4": 0.7}}
-    found = plan_accuracy.verdict(known)
-    assert found is not None
-    assert (found["k"], found["good"], found["chosen_well"]) == (0, False, False)
+    assert plan_accuracy.sweep(passes) == pytest.approx({"0": 1.0, "1": 1.5, "2": 2.0, "4": 2.05, "auto": 1.9})
+
+    def judged(choice: str, *, low: float = 1.4, high: float = 2.1) -> tuple[object, ...]:
+        known["plan"] = {"choice": choice, "predicted": {"1": low, "2": high, "3": 9.0, "4": low}}
+        found = plan_accuracy.verdict(known)
+        assert found is not None
+        assert (found["k"], found["best"]) == (2, "4")  # k = 3 was not measured
+        assert found["error"] == pytest.approx(high / 2 - 1)
+        return found["choice"], pytest.approx(found["lost"]), found["good"], found["chosen_well"]
+
+    assert judged("k") == ("2", 1 - 2 / 2.05, True, True)
+    assert judged("auto") == ("auto", 1 - 1.9 / 2.05, True, False)
+    assert judged("0", low=0.7, high=0.9) == ("0", 1 - 1 / 2.05, False, False)
 
 
 def test_texts_keep_their_bytes_between_vocabularies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,8 +242,8 @@ def test_an_advice_that_rests_on_little_says_so() -> None:
 
     enough = advice(4, 200)
     for replies, tokens in ((3, 200), (4, 199)):
-        told = f"Too little to rely on: {tokens} tokens in all, replies: {replies}. Give at least 4 prompts and 200 tokens"
-        assert advice(replies, tokens) == f"{enough}\n{told} (--limit, --max-new-tokens)."
+        told = f"Too little to rely on: {tokens} tokens in all, replies: {replies}. Give at least 4 prompts and 200"
+        assert advice(replies, tokens) == f"{enough}\n{told} tokens (--limit, --max-new-tokens)."
     assert "little" not in enough
 
 

@@ -74,7 +74,6 @@ class LLM:
         """Load the models.
 
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
-        ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"suffix"``,
         ``"embedded"`` (the draft that is shipped for the target), a mix such as ``"embedded+lookup"``, ``"auto"`` (that
         mix where a draft is shipped, else prompt lookup), ``"none"`` or None.
