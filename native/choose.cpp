@@ -7,7 +7,9 @@
 namespace draftsmith {
 namespace {
 
-constexpr double kLeastWeight = 1e-9;  // beside the likeliest entry's 1; what is below is not considered
+// Beside the likeliest entry's 1; what is below is not considered. Without top_p the host's noise lets such entries race as
+// one (sampling/noise.py), and a draft that is one of them is hardly ever right; top_p needs to know what they weigh.
+constexpr double kLeastWeight = 0x1p-16, kLeastToHeap = 1e-9;
 
 // The first 53 bits of Philox4x32-10 for the counter (id, position, 0, 0): see sampling/philox.py and sampling/noise.py.
 uint64_t philox_bits(uint32_t id, uint32_t position, uint64_t seed) {
@@ -32,7 +34,7 @@ Chosen Chooser::choose(const float* row, size_t width, const Sampling& sampling,
     const float peak = *std::max_element(maxima_.begin(), maxima_.end());
     if (!std::isfinite(peak)) throw std::overflow_error("logits are not finite numbers");
     if (sampling.greedy) return likeliest(row, width, peak);
-    float bound = peak + static_cast<float>(sampling.temperature * std::log(kLeastWeight));
+    float bound = peak + static_cast<float>(sampling.temperature * std::log(sampling.top_p < 1 ? kLeastToHeap : kLeastWeight));
     if (sampling.top_k > 0) bound = std::max(bound, kth_bound(sampling.top_k));
     collect(row, bound);
     cut(sampling, peak);

@@ -57,6 +57,46 @@ def test_draws_follow_the_distribution(size: int) -> None:
     assert chi_square_p(counts, probs, 100) > 1e-4
 
 
+def many(num_likely: int, likely: float, num_others: int) -> Distribution:
+    """Few ids that share ``likely``, among very many that share what is left; the likely ones lie in the middle."""
+    probs = np.full(num_likely + num_others, (1 - likely) / num_others)
+    probs[num_others // 2 : num_others // 2 + num_likely] = likely / num_likely
+    return distribution(probs / probs.sum(), first_id=7)
+
+
+@pytest.mark.parametrize("likely", [0.0, 0.6, 0.999])
+def test_very_many_ids_follow_the_distribution_too(likely: float) -> None:
+    """The improbable race as one; which of them it is follows their shares: counted in ten pieces of the vocabulary."""
+    p = many(4, likely, 70_000)
+    drawn = np.array([Noise(5).sample(p, i) for i in range(2_000)]) - 7
+    edges = np.array([0, *range(7_000, 35_000, 7_000), *range(35_000, 35_005), 70_004])
+    expected = np.add.reduceat(p.probs, edges[:-1])
+    observed = np.histogram(drawn, edges)[0]
+    kept = expected > 5 / drawn.size
+    assert observed[~kept].sum() < 20
+    assert stats.chisquare(observed[kept], expected[kept] * observed[kept].sum() / expected[kept].sum()).pvalue > 1e-4
+
+
+def test_very_many_ids_that_are_all_probable_race_alone() -> None:
+    """1,500 ids above the bound: the noise of each, as with few."""
+    p = distribution(np.full(1500, 1 / 1500))
+    for position in range(50):
+        waiting = [
+            Noise(2).sample(Distribution(ids, np.full(750, 1 / 750)), position)
+            for ids in (p.token_ids[:750], p.token_ids[750:])
+        ]
+        assert Noise(2).sample(p, position) in waiting
+
+
+def test_shared_noise_agrees_over_very_many_ids() -> None:
+    """Likely ids race with their own noise however many others there are, so other numbers of these change little."""
+    p, q = many(50, 0.99, 100_000), many(50, 0.98, 60_000)
+    q = Distribution(q.token_ids + 20_000, q.probs)  # the same likely ids
+    n = 2_000
+    agreed = sum(Noise(3).sample(p, i) == Noise(3).sample(q, i) for i in range(n))
+    assert agreed > 0.96 * n
+
+
 def test_acceptance_has_its_probability() -> None:
     hits = sum(Noise(12).accepts(0.3, position) for position in range(20_000))
     assert stats.binomtest(hits, 20_000, 0.3).pvalue > 1e-4

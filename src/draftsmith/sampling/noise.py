@@ -5,6 +5,10 @@ probability p_i gets a waiting time E_i / p_i, where E_i is exponential noise, a
 is p_i exactly, and two distributions that race with the same noise mostly agree, which is what the ``coupled``
 verification rule lives on (Daliri, Musco, Suresh 2024, arXiv:2408.07978).
 
+Where there are very many ids (no top_k, top_p or min_p), those that are next to impossible race as one, with the noise
+of an id that no token has; should they win, one of them is drawn by its share. Every probability stays what it is, and
+a draw costs noise for hundreds of ids, not for the whole vocabulary.
+
 A *stream* tag keeps draws with different purposes independent of one another at the same position.
 
 Shape legend: S ids with non-zero probability.
@@ -29,6 +33,9 @@ _DRAFT = 2  # which token a draft draws under the rejection rule
 _MASK = 0xFFFFFFFF
 _FEW = 16
 _PIECE = 16384
+_MANY = 1024  # ids that race one by one, however improbable they are
+_LEAST = 2.0**-16  # where there are more: the probability from which an id races for itself
+_OTHERS, _WHICH = _MASK, _MASK - 1  # ids that no token has: whose noise the others race with, and which of them it is
 
 
 class NoiseSource(Protocol):
@@ -74,12 +81,31 @@ class Noise:
         return self._race(distribution, position, _DRAFT, round_start)
 
     def _race(self, distribution: Distribution, position: int, stream: int, nonce: int) -> int:
-        token_ids = distribution.token_ids
-        if token_ids.size == 1:
-            return int(token_ids[0])
-        waiting = np.log1p(-self._uniforms(token_ids, position, stream, nonce))
-        waiting /= distribution.probs  # negative waiting times, so that the largest arrives first
-        return int(token_ids[waiting.argmax()])
+        ids, probs = distribution.token_ids, distribution.probs
+        if ids.size == 1:
+            return int(ids[0])
+        if ids.size <= _MANY:
+            return int(ids[self._first(ids, probs, position, stream, nonce)])
+        slots = np.flatnonzero(probs >= _LEAST)
+        alone, racing = ids[slots], probs[slots]
+        others = 1.0 - racing.sum()
+        if others > 0.0 and slots.size < ids.size:
+            alone, racing = np.append(alone, _OTHERS), np.append(racing, others)
+        first = int(alone[self._first(alone, racing, position, stream, nonce)])
+        if first != _OTHERS:
+            return first
+        slots = np.flatnonzero(probs < _LEAST)
+        heaped = probs[slots].cumsum()
+        drawn = self._uniforms(np.array([_WHICH]), position, stream, nonce)[0] * heaped[-1]
+        return int(ids[slots[min(int(heaped.searchsorted(drawn, side="right")), slots.size - 1)]])
+
+    def _first(
+        self, ids: npt.NDArray[np.int64], probs: npt.NDArray[np.float64], position: int, stream: int, nonce: int
+    ) -> int:
+        """Which of ``ids`` [S], with these probabilities, arrives first."""
+        waiting = np.log1p(-self._uniforms(ids, position, stream, nonce))
+        waiting /= probs  # negative waiting times, so that the largest arrives first
+        return int(waiting.argmax())
 
     def _uniforms(
         self, token_ids: npt.NDArray[np.int64], position: int, stream: int, nonce: int

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -72,7 +73,8 @@ def process(
     kept = weights >= max(params.min_p, 1e-300)  # the likeliest id weighs 1; weights below are rounded to nothing
     if not kept.all():
         ids, weights = ids[kept], weights[kept]
-    return Distribution(ids, weights / weights.sum())
+    weights /= weights.sum()
+    return Distribution(ids, weights)
 
 
 def _adjusted(logits: Logits, params: SamplingParams, history: TokenHistory | None) -> Logits:
@@ -113,7 +115,15 @@ def _penalise(scores: Logits, params: SamplingParams, history: TokenHistory) -> 
 
 def _top_k(scores: Logits, peak: float, params: SamplingParams) -> tuple[Ids, Weights]:
     ids = np.flatnonzero(scores >= max(kth_largest(scores, params.top_k), _LEAST))  # -inf is forbidden
-    return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature)
+    return ids, _weights(scores[ids], peak, params.temperature)
+
+
+def _weights(scores: Logits, peak: float, temperature: float) -> Weights:
+    """exp((scores - peak) / temperature) in float64, in one new array."""
+    weights = scores.astype(np.float64)
+    weights -= peak
+    weights /= temperature
+    return np.exp(weights, out=weights)
 
 
 def _whole_row(scores: Logits, peak: float, params: SamplingParams) -> tuple[Ids, Weights, float]:
@@ -121,14 +131,21 @@ def _whole_row(scores: Logits, peak: float, params: SamplingParams) -> tuple[Ids
     if params.top_p >= 1:
         if params.min_p > 0:  # a margin below the edge; process() draws the line itself
             ids = np.flatnonzero(scores >= peak + params.temperature * math.log(params.min_p) * 1.001 - 1e-3)
-        else:
-            ids = np.arange(scores.size)
-        return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature), 0.0
+            return ids, _weights(scores[ids], peak, params.temperature), 0.0
+        return _all_ids(scores.size), _weights(scores, peak, params.temperature), 0.0
     rough = np.exp((scores - np.float32(peak)) / np.float32(params.temperature))
     total = float(rough.sum(dtype=np.float64))
     ids = _nucleus_candidates(rough, 0.999 * (1 - params.top_p) * total)
     rest = max(0.0, total - float(rough[ids].sum(dtype=np.float64)))
-    return ids, np.exp((scores[ids].astype(np.float64) - peak) / params.temperature), rest
+    return ids, _weights(scores[ids], peak, params.temperature), rest
+
+
+@lru_cache(maxsize=4)
+def _all_ids(width: int) -> Ids:
+    """0, 1, ..., width - 1: made once, as a fresh megabyte costs more than the softmax."""
+    ids = np.arange(width)
+    ids.setflags(write=False)
+    return ids
 
 
 def _nucleus_candidates(rough: Logits, cut: float) -> Ids:
