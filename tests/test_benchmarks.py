@@ -119,11 +119,12 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
     arguments = [str(folder), "--target", model, "--candidate", "lookup", "--limit", "1", "--max-new-tokens", "12"]
     assert plan_accuracy.main([str(folder), "--summary"]) == 1
     said = []
-    for _ in range(3):
+    for _ in range(4):
         assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--passes", "2", "--seconds", "0"]) == 0
         said.append(capsys.readouterr().out.splitlines()[-1])
     assert said[0].endswith("stopped before pass 1; the same command goes on")
-    assert said[2].endswith("complete")
+    assert said[2].endswith("stopped before pass 2; the same command goes on")
+    assert said[3].endswith("complete")
     assert plan_accuracy.main([str(folder), "--summary"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     [combination] = found["combinations"]
@@ -140,21 +141,27 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
         "auto": (1 / 1.9,) * 3,
     }
     passes = [{k: {"x": (times[i], 10)} for k, times in seconds.items()} for i in range(3)]
-    known: dict[str, Any] = {"combination": "a", "passes": passes}
+    known: dict[str, Any] = {"combination": "a", "passes": passes, "plans": []}
     assert plan_accuracy.verdict(known) is None
     assert plan_accuracy.sweep(passes) == pytest.approx({"0": 1.0, "1": 1.5, "2": 2.0, "4": 2.05, "auto": 1.9})
 
     def judged(choice: str, *, low: float = 1.4, high: float = 2.1) -> tuple[object, ...]:
-        known["plan"] = {"choice": choice, "predicted": {"1": low, "2": high, "3": 9.0, "4": low}}
+        known["plans"] = [{"choice": choice, "predicted": {"1": low, "2": high, "3": 9.0, "4": low}}]
         found = plan_accuracy.verdict(known)
         assert found is not None
-        assert (found["k"], found["best"]) == (2, "4")  # k = 3 was not measured
+        [said] = found["turns"]
+        assert (said["k"], found["best"]) == (2, "4")  # k = 3 was not measured
         assert found["error"] == pytest.approx(high / 2 - 1)
-        return found["choice"], pytest.approx(found["lost"]), found["good"], found["chosen_well"]
+        return said["choice"], pytest.approx(found["lost"]), found["good"], found["chosen_well"]
 
     assert judged("k") == ("2", 1 - 2 / 2.05, True, True)
     assert judged("auto") == ("auto", 1 - 1.9 / 2.05, True, False)
     assert judged("0", low=0.7, high=0.9) == ("0", 1 - 1 / 2.05, False, False)
+    # Each prediction beside its own pass: 2.0, 0.5 and 4.0 at k = 2; the median error is that of the second.
+    known["plans"] = [{"choice": "k", "predicted": {"2": high}} for high in (1.0, 0.51, 5.0)]
+    found = plan_accuracy.verdict(known)
+    assert found is not None
+    assert found["error"] == pytest.approx(0.02)
 
 
 def test_texts_keep_their_bytes_between_vocabularies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
