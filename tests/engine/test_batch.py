@@ -150,6 +150,23 @@ def play(engine: Engine, cases: Sequence[Case]) -> None:
         check_counters(handle, rounds)
 
 
+@pytest.mark.parametrize("name", sorted(drafters()))
+def test_a_step_with_nothing_to_do_does_nothing(name: str) -> None:
+    """Also where lengths have been chosen before, and where the only text was cancelled since the last step."""
+    engine = engine_of(SharedFakeModel(), drafters()[name], None)
+    sampling = SamplingParams(greedy=True, max_new_tokens=20)
+    first = engine.submit(Request(prompt_ids=(97, 98, 97, 98), sampling=sampling))
+    while not engine.idle:
+        engine.step()
+    assert first.error is None
+    engine.step()
+    second = engine.submit(Request(prompt_ids=(97, 98, 97, 98), sampling=sampling))
+    second.cancel()
+    engine.step()
+    assert engine.idle
+    assert (second.finished, second.error) == (True, None)
+
+
 def check_counters(handle: Handle, rounds: Sequence[Round]) -> None:
     stats = handle.speculation
     if stats is not None:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import LLM, LoadedModel
-from draftsmith.engine.loading import DraftChoice
+from draftsmith.engine.loading import DraftChoice, known_drafters
 from draftsmith.errors import DraftsmithError, PromptTooLong, UsageError
 from draftsmith.types import Completion, Message, SamplingParams
 from tests.support.fakes import EOS, FakeModel, byte_tokenizer, fake_target
@@ -301,3 +301,8 @@ def test_sampled_drafts_under_rejection_do_not_depend_on_the_other_prompts() -> 
     prompts = ["abc ", "gfe ", "h"]
     texts = [completion.text for completion in llm.generate(prompts, ALL_OPTIONS)]
     assert texts == [complete(llm, ALL_OPTIONS, prompt).text for prompt in prompts]
+
+
+def test_lookup_comes_first_where_no_draft_is_shipped() -> None:
+    assert known_drafters(fake_target()) == ["lookup", "suffix"]
+    assert LLM(fake_target()).drafter_name == "lookup"

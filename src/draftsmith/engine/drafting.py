@@ -126,6 +126,8 @@ class BatchDrafter:
         ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.has_draft]
         ready = [task for task in ready if not task.propose_forced()]
         ready = [task for task in ready if len(parts) == 1 or not self._chooses(task) or task.pause.over()]
+        if not ready:
+            return []
         known = {task: task.policy for task in ready}
         policies = {task: policy or self._new_policy(task) for task, policy in known.items()}
         if self._costs is not None:  # a text that begins will soon be one of so many

@@ -60,6 +60,12 @@ class _Rate:
         self._hits = prior * weight
         self._trials = weight
 
+    def copy(self) -> _Rate:
+        """One that goes its own way from here."""
+        other = _Rate.__new__(_Rate)
+        other._hits, other._keep, other._trials = self._hits, self._keep, self._trials
+        return other
+
     def see(self, hits: float, trials: float = 1.0) -> None:
         self._hits = self._hits * self._keep + hits
         self._trials = self._trials * self._keep + trials
@@ -95,9 +101,24 @@ class _Record:
         self._after = [_Rate(value, memory=80) for value in _AFTER_PRIOR]
         self.usual = _Rate(0.6, memory=300, weight=6)  # the first tokens' of all texts
         self.speed = _Rate(1.0, memory=30, weight=8)  # tokens that a unit of cost writes in rounds of this kind
+        self._faded = 0  # rounds whose fading the rates by confidence have yet to see: most texts of a batch never ask
+
+    def copy(self) -> _Record:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._by_confidence = [rate.copy() for rate in self._by_confidence]
+        other._after = [rate.copy() for rate in self._after]
+        other.first, other.later = self.first.copy(), self.later.copy()
+        other.usual, other.speed = self.usual.copy(), self.speed.copy()
+        return other
 
     def of(self, confidence: float) -> _Rate:
         """Acceptance of tokens with such a confidence, given that those before were accepted."""
+        if self._faded:
+            keep = _FADE_BY_CONFIDENCE**self._faded
+            for rate in self._by_confidence:
+                rate.fade(keep)
+            self._faded = 0
         return self._by_confidence[bisect_right(self._edges, confidence)]
 
     def after(self, confidence: float) -> _Rate:
@@ -124,8 +145,7 @@ class _Record:
     def fade(self) -> None:
         """A round went by without a draft of this kind."""
         self.first.fade(_FADE)
-        for rate in self._by_confidence:
-            rate.fade(_FADE_BY_CONFIDENCE)
+        self._faded += 1
 
 
 class AutoLength:
@@ -187,7 +207,7 @@ class AutoLength:
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
         other = copy.copy(self)
-        other._drawn, other._free, other._credits = copy.deepcopy((self._drawn, self._free, self._credits))
+        other._drawn, other._free, other._credits = self._drawn.copy(), self._free.copy(), dict(self._credits)
         return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
