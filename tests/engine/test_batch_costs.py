@@ -123,15 +123,16 @@ def test_who_begins_first_sees_those_that_still_read_their_prompts(others: int) 
     engine.abandon()
 
 
-def test_texts_that_have_no_drafts_are_asked_more_rarely() -> None:
-    """One round left alone, then two, then four and no more; a draft puts an end to it."""
+@pytest.mark.parametrize(("texts", "expected"), [(2, [0, 2, 5, 10, 15, 20]), (8, [0, 2, 5, 10, 19])])
+def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: list[int]) -> None:
+    """One round left alone, then two, then four and no more, but where there are many texts; a draft ends it."""
     pause, asked = Pause(), []
     for _ in range(24):
         asked.append(pause.over())
         if asked[-1]:
-            pause.settle(drafted=False)
-    assert [i for i, due in enumerate(asked) if due] == [0, 2, 5, 10, 15, 20]
-    pause.settle(drafted=True)
+            pause.settle(drafted=False, texts=texts)
+    assert [i for i, due in enumerate(asked) if due] == expected
+    pause.settle(drafted=True, texts=texts)
     assert [pause.over(), pause.over()] == [True, True]
 
 

@@ -162,7 +162,7 @@ class BatchDrafter:
                 task.propose(draft)
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         for task in ready:
-            task.pause.settle(drafted=task.has_draft)
+            task.pause.settle(drafted=task.has_draft, texts=running)
         return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
 
     @staticmethod
