@@ -130,6 +130,28 @@ def test_plan_gives_its_advice(capsys: pytest.CaptureFixture[str], models: tuple
     assert {candidate["draft"] for candidate in json.loads(out)["candidates"]} == {"lookup", "suffix"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device that is always full")
+def test_a_result_that_finds_no_space_is_told(
+    capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str
+) -> None:
+    options = (
+        "--target",
+        models[0],
+        "--draft",
+        "lookup",
+        "--prompts",
+        prompts,
+        "--limit",
+        "1",
+        "--max-new-tokens",
+        "4",
+    )
+    code, out, err = run(capsys, "bench", *options, "--output", "/dev/full", "--quiet")
+    assert (code, out) == (1, "")
+    assert "there is no space left to write /dev/full" in err
+    assert Path("/dev/full").is_char_device()
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

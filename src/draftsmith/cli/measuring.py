@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -122,14 +121,8 @@ def read_json(name: str) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that no half of it is ever seen. Raises UsageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from None
+    """Write a file of which no half is ever seen. Raises DiskFull and ResourceError as ``atomic_file`` does."""
+    from draftsmith.checkpoint.atomic import atomic_file
+
+    with atomic_file(path) as file:
+        file.write(text.encode())
