@@ -46,6 +46,8 @@ def test_speed_is_told_without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     with speed.paused():
         clock[0] = 1000.0
     assert speed.told(steps_left=3) == {"tokens_per_s": 20.0, "share_of_peak": 0.5, "eta_s": 12.0}
+    speed.add(0, 1200.0)  # 400 a second: what was measured was not the peak
+    assert speed.told(steps_left=3)["share_of_peak"] == 1.0
 
 
 def test_the_peak_of_this_machine_is_measured() -> None:
