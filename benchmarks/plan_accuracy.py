@@ -168,17 +168,17 @@ def judge_turn(
 
 
 def verdict(known: dict[str, Any]) -> dict[str, Any] | None:
-    """One combination judged, by the medians of its turns; None while there is none."""
+    """One combination judged, by the medians of its turns, errors without their signs; None while there is none."""
     if not known["plans"] or not known["passes"]:
         return None
     swept = sweep(known["passes"])
     turns = [judge_turn(plan, its, swept) for plan, its in zip(known["plans"], known["passes"], strict=False)]
-    error, lost = median(error for _, error, _ in turns), median(lost for *_, lost in turns)
+    error, lost = median(abs(error) for _, error, _ in turns), median(lost for *_, lost in turns)
     best = max(swept, key=lambda way: swept[way])
     return {
         "combination": known["combination"], "turns": [said for said, *_ in turns], "error": error,
         "best": best, "best_speedup": swept[best], "auto": swept["auto"],
-        "lost": lost, "good": abs(error) <= WITHIN, "chosen_well": lost <= OF_BEST,
+        "lost": lost, "good": error <= WITHIN, "chosen_well": lost <= OF_BEST,
     }  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
         (
             f["combination"],
             "; ".join(f"k = {t['k']}: {t['predicted']:.2f} / {t['measured']:.2f}" for t in f["turns"]),
-            f"{f['error']:+.1%}",
+            f"{f['error']:.1%}",
             ", ".join(t["choice"] for t in f["turns"]),
             f"{f['best_speedup']:.2f} ({f['best']})",
             f["auto"],

@@ -136,7 +136,7 @@ def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: l
     assert [pause.over(), pause.over()] == [True, True]
 
 
-@pytest.mark.parametrize(("size", "least", "most"), [(1, 0.9, 1.0), (4, 0.15, 0.45)])
+@pytest.mark.parametrize(("size", "least", "most"), [(1, 0.9, 1.0), (4, 0.15, 0.45), (16, 0.01, 0.18)])
 def test_a_batch_does_not_ask_everybody_every_round(size: int, least: float, most: float) -> None:
     """A drafter that never has anything; alone it is asked all the time, and with fixed lengths too."""
 

@@ -248,3 +248,50 @@ def test_costs_go_on_with_their_last_slope() -> None:
 def test_costs_must_make_sense(draft_step: float, checks: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="costs must be positive"):
         CostModel(draft_step, checks)
+
+
+def numbers(value: object) -> list[float]:
+    """All numbers in what a policy has learnt, in order."""
+    if isinstance(value, int | float):
+        return [float(value)]
+    if isinstance(value, dict | list | tuple):
+        return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
+    slots = [getattr(value, name) for name in getattr(value, "__slots__", ())]
+    return [n for part in [*slots, *getattr(value, "__dict__", {}).values()] for n in numbers(part)]
+
+
+def test_a_successor_and_its_parent_go_separate_ways() -> None:
+    """Nothing that either learns changes a number of the other, of drawn tokens, of copies, and without drafts."""
+    parent = AutoLength(CostModel(0.2))
+    child = parent.successor()
+    assert numbers(child) == numbers(parent)
+    lessons = [
+        (Draft((1, 2, 3), confidences=(0.1, 0.6, 0.99)), Verdict((1, 2, 3, 4), num_accepted=3, num_draft_tokens=3)),
+        (Draft((1, 2), confidences=(0.5, 0.75), free=True), Verdict((1, 7), num_accepted=1, num_draft_tokens=2)),
+        (Draft(()), Verdict((5,), 0, 0)),
+    ]
+    for one, other, times in ((parent, child, 3), (child, parent, 2)):
+        before = numbers(other)
+        for draft, verdict in lessons * times:
+            one.learn(draft, verdict)
+        assert numbers(other) == before != numbers(one)
+
+
+def test_what_is_known_by_confidence_fades_while_nothing_is_drafted() -> None:
+    """As if it had faded round by round, whenever it is asked; so what comes later weighs more."""
+    often, seldom = AutoLength(CostModel(0.2)), AutoLength(CostModel(0.2))
+    wrong = (Draft((1,), confidences=(0.85,)), Verdict((2,), num_accepted=0, num_draft_tokens=1))
+    right = (Draft((1,), confidences=(0.85,)), Verdict((1, 2), num_accepted=1, num_draft_tokens=1))
+    for policy, quiet in ((often, 0), (seldom, 300)):
+        for _ in range(12):
+            policy.learn(*wrong)
+        for _ in range(quiet):
+            policy.learn(Draft(()), Verdict((5,), 0, 0))
+        for _ in range(4):
+            policy.learn(*right)
+    prior, keep, memory = 0.85, 0.995**300, 0.99
+    hits, trials = prior * 4, 4.0
+    for hit, fade in [(0, 1.0)] * 12 + [(1, keep)] + [(1, 1.0)] * 3:
+        hits, trials = hits * fade * memory + hit, trials * fade * memory + 1
+    assert seldom._drawn.of(0.85).value == pytest.approx(hits / trials, rel=1e-9)
+    assert seldom._drawn.of(0.85).value > 1.5 * often._drawn.of(0.85).value

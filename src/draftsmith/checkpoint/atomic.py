@@ -24,32 +24,32 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     as it is, which nothing can take back. Raises DiskFull when space runs out, ResourceError when the place cannot be
     written.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with _explained(path), path.open("wb") as file:
-            yield file
-        return
-    place = Path(os.path.realpath(path))
-    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
     try:
-        with _explained(path):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-            _sync_folder(place.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        else:
+            with _replacing(Path(os.path.realpath(path))) as file:
+                yield file
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside ``path`` that takes its place when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

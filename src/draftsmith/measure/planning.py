@@ -12,7 +12,7 @@ from draftsmith.errors import UsageError
 from draftsmith.measure.bench import run_bench
 from draftsmith.measure.conversation import Report, tell_nobody
 from draftsmith.measure.costs import CostCurves
-from draftsmith.measure.drafter_parts import drafter_parts
+from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.engine_costs import EngineCosts
 from draftsmith.measure.pair import load_pair
 from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
@@ -89,13 +89,13 @@ def make_plan(
     if not names:
         raise UsageError("there is no drafter to plan for; name some with --candidate REF")
     options = dict(options or {})
-    for name in names:
-        drafter_parts(name, target.target, options)  # one that cannot be opened is told before any reply is written
+    opened = [drafter_parts(name, target.target, options) for name in names]  # what cannot be is told before any work
     replies = write_replies(target, items, sampling, report)
     candidates = [
-        _candidate(name, target, replies, options, costs, lambda what, i=i: report(i, len(names), what))
-        for i, name in enumerate(names)
+        _candidate(parts, target, replies, costs, lambda what, i=i: report(i, len(names), what))
+        for i, parts in enumerate(opened)
     ]
+    del opened  # the runs in earnest open theirs anew
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
     found = [candidate for candidate, _ in ranked]
     if costs is None:
@@ -118,15 +118,13 @@ def make_plan(
 
 
 def _candidate(
-    name: str | LoadedModel,
+    parts: DrafterParts,
     target: LLM,
     replies: Sequence[PlainReply],
-    options: dict[str, Any],
     elsewhere: EngineCosts | None,
     report: Any,
 ) -> Candidate:
-    report(f"reading with {name if isinstance(name, str) else name.name}")
-    parts = drafter_parts(name, target.target, options)
+    report(f"reading with {parts.name}")
     if elsewhere is None:
         costs = measure_round_costs(target, parts.drafter, parts.model.model if parts.model else None, replies)
     else:
