@@ -157,6 +157,7 @@ def test_a_result_that_finds_no_space_is_told(
     [
         (("bench", "--draft", "none"), "nothing to compare"),
         (("bench", "--output", "/no/such/folder/x.json"), "that folder does not exist"),
+        (("plan", "--output", "/"), "which is a folder; name a file in it"),
         (("bench", "--limit", "0"), "limit is 0"),
         (("certify", "--page", "x.pdf"), "ends in .html or .md"),
         (("certify", "--temperature", "0"), "which is greedy"),

@@ -94,8 +94,11 @@ class Ticker:
 
 
 def check_folder(option: str, name: str) -> None:
-    """Raises UsageError when the file ``name`` of ``option`` has no folder to lie in."""
-    if not Path(name).expanduser().absolute().parent.is_dir():
+    """Raises UsageError when the file ``name`` of ``option`` has no folder to lie in, or is a folder itself."""
+    path = Path(name).expanduser().absolute()
+    if path.is_dir():
+        raise UsageError(f"{option} is {name}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
         raise UsageError(f"{option} is {name}, but that folder does not exist; make it first")
 
 
