@@ -141,7 +141,7 @@ class PrefixCache:
 
     def lend(self, entry: Kept, length: int) -> KVCache:
         """A cache of the entry's first ``length`` tokens: the entry's own where caches cannot be shared."""
-        if isinstance(entry.cache, SharedCache):
+        if fulfils(entry.cache, SharedCache):
             self._entries.remove(entry)
             self._entries.append(entry)
             return entry.cache.fork(length)

@@ -10,6 +10,7 @@ from draftsmith.engine.kv import KVMemory, PrefixCache, SharedCache, shared_pref
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.task import Task
 from draftsmith.model.protocol import KVCache, Model
+from draftsmith.optional import fulfils
 from draftsmith.speculate import DraftSession
 
 __all__ = ["Roster"]
@@ -121,7 +122,7 @@ class Roster:
     def _lenders(self, task: Task) -> Iterator[tuple[int, SharedCache]]:
         """Caches of the batch that can be shared, with the number of tokens of the task's text that each holds."""
         for other in self.running:
-            if isinstance(other.cache, SharedCache):
+            if fulfils(other.cache, SharedCache):
                 yield min(shared_prefix(other.ids, task.ids), other.cache.length, task.sharable), other.cache
 
     def _is_being_read(self, task: Task) -> bool:
