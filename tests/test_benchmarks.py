@@ -146,11 +146,14 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     assert plan_accuracy.sweep(passes) == pytest.approx({"0": 1.0, "1": 1.5, "2": 2.0, "4": 2.05, "auto": 1.9})
 
     def judged(choice: str, *, low: float = 1.4, high: float = 2.1) -> tuple[object, ...]:
-        known["plans"] = [{"choice": choice, "predicted": {"1": low, "2": high, "3": 9.0, "4": low}}]
+        plan = {"choice": choice, "predicted": {"1": low, "2": high, "3": 9.0, "4": low}, "measured": 1.8}
+        known["plans"] = [{**plan, "measured_auto": 1.7}]
         found = plan_accuracy.verdict(known)
         assert found is not None
         [said] = found["turns"]
         assert (said["k"], found["best"]) == (2, "4")  # k = 3 was not measured
+        assert said["told"] == {"k": 1.8, "auto": 1.7, "0": 1.0}[choice]
+        assert said["given"] == pytest.approx({"k": 2.0, "auto": 1.9, "0": 1.0}[choice])
         assert found["error"] == pytest.approx(abs(high / 2 - 1))
         return said["choice"], pytest.approx(found["lost"]), found["good"], found["chosen_well"]
 

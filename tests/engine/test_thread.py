@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.engine import Engine, EngineLimits, Handle, RequestOptions
-from draftsmith.engine.thread import EngineThread
+from draftsmith.engine.thread import AsyncReply, EngineThread
 from draftsmith.errors import PromptTooLong, QueueFull, UsageError
 from draftsmith.model.protocol import Logits, TokenRun
 from draftsmith.speculate import PromptLookupDrafter, Round, generate
@@ -80,6 +81,31 @@ def test_many_async_readers_get_their_own_tokens() -> None:
     with started(max_running=3) as thread:
         assert asyncio.run(all_of_them(thread)) == [expected(one) for one in wanted]
         assert thread.stats.running == 0
+
+
+def test_what_a_step_brings_is_told_at_once() -> None:
+    """Not text by text: a loop that wakes up for the first would take the interpreter from the engine."""
+    told: list[object] = []
+
+    async def read(reply: AsyncReply) -> int:
+        return len(tokens([written async for written in reply.rounds()]))
+
+    async def all_of_them(thread: EngineThread) -> list[int]:
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+
+        def counted(callback: Callable[..., object], *arguments: Any, **context: Any) -> asyncio.Handle:
+            told.append(callback)
+            return call(callback, *arguments, **context)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", counted)
+            return await asyncio.gather(*(read(thread.open(request(length=30))) for _ in range(6)))
+
+    with started(max_running=6) as thread:
+        assert asyncio.run(all_of_them(thread)) == [30] * 6
+        until(lambda: thread.stats.running == 0)
+        assert 0 < len(told) <= thread.stats.num_steps
 
 
 def test_waiting_in_a_plain_thread() -> None:

@@ -111,7 +111,7 @@ async def _replayed() -> Generation:
     rounds = [Round((97,), 0, 0), Round((98,), 0, 0), *[Round((98, 99), 1, 1)] * 2, Round((98, 99), 1, 1, "length")]
     for written in rounds:
         handle.put(reader(written))
-    generation.wake()
+    generation.news.set()
     async for _ in generation.events():
         pass
     return generation

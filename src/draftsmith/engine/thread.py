@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from draftsmith.engine.batch import Engine, EngineStats
@@ -32,6 +32,7 @@ class EngineThread:
         self._changed = threading.Condition()
         self._accepting = self._running = True
         self._stats = engine.stats
+        self._news: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}  # of the step under way
         self._thread = threading.Thread(target=self._serve, name="draftsmith-engine", daemon=True)
         self._thread.start()
 
@@ -68,7 +69,16 @@ class EngineThread:
 
     def open(self, request: Request, options: RequestOptions | None = None) -> AsyncReply:
         """Queue a request from within an event loop and return at once. Raises what ``submit`` does."""
-        return AsyncReply(lambda wake: self.submit(request, options, wake))
+        return AsyncReply(lambda news: self.submit(request, options, self.waker(news)))
+
+    def waker(self, news: asyncio.Event) -> Callable[[], object]:
+        """A ``wake`` for ``submit`` that sets ``news`` in the running event loop.
+
+        All that a step brings is told at its end, at once: woken for each text, the loop would fight for the
+        interpreter's lock with the texts that come after, instead of working while the next step computes.
+        """
+        loop = asyncio.get_running_loop()
+        return lambda: self._news.setdefault(loop, []).append(news)
 
     def wait(self, handle: Handle, timeout: float | None = None) -> bool:
         """Block until the request is finished; False when ``timeout`` seconds did not suffice."""
@@ -103,21 +113,33 @@ class EngineThread:
             except Exception:  # the step has ended the requests that ran
                 logging.getLogger(__name__).exception("a step of the engine failed")
             self._stats = self._engine.stats
+            self._tell()
         self._engine.abandon()
         while self._inbox:
             self._inbox.popleft().handle.end()
+        self._tell()
         with self._changed:
             self._changed.notify_all()
+
+    def _tell(self) -> None:
+        told, self._news = self._news, {}
+        for loop, news in told.items():
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(_set_all, news)
+
+
+def _set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 class AsyncReply:
     """A request as async code sees it: ``async for written in reply.rounds()``."""
 
-    def __init__(self, submit: Callable[[Callable[[], object]], Handle]) -> None:
-        """``submit(wake)`` gives the handle."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, submit: Callable[[asyncio.Event], Handle]) -> None:
+        """``submit(news)`` gives the handle, whose news set the event."""
         self._news = asyncio.Event()
-        self.handle = submit(self._wake)
+        self.handle = submit(self._news)
 
     async def rounds(self) -> AsyncGenerator[Round, None]:
         """The rounds as they are written. Leaving the iteration, in whatever way, cancels the request.
@@ -136,7 +158,3 @@ class AsyncReply:
                 raise self.handle.error
         finally:
             self.handle.cancel()
-
-    def _wake(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._news.set)

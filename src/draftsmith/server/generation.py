@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from draftsmith.engine import Handle, Piece
@@ -77,7 +76,7 @@ class Choice:
 
 
 class Generation:
-    """All replies to one HTTP request. ``wake`` goes to the engine with every one of them.
+    """All replies to one HTTP request. ``news`` is to be set for all that happens to any of them.
 
     Whoever makes it must call ``close`` in the end, in whatever way that comes.
     """
@@ -88,14 +87,8 @@ class Generation:
         self.choices: list[Choice] = []
         self._metrics = metrics
         self._ping_s = ping_s
-        self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()
         self._closed = False
-
-    def wake(self) -> None:
-        """Called in the engine's thread for all news."""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._news.set)
 
     async def events(self) -> AsyncIterator[Event]:
         """What is written, as it is written, and PING whenever nothing comes for a while.
@@ -105,11 +98,11 @@ class Generation:
         open_choices = list(enumerate(self.choices))
         while open_choices:
             try:
-                await asyncio.wait_for(self._news.wait(), self._ping_s)
+                await asyncio.wait_for(self.news.wait(), self._ping_s)
             except TimeoutError:
                 yield PING
                 continue
-            self._news.clear()
+            self.news.clear()
             for index, choice in list(open_choices):
                 finished = choice.handle.finished  # asked before the rounds are taken, so that none is missed
                 for written in choice.handle.take():

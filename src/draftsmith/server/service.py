@@ -149,7 +149,7 @@ class Service:
                         prompt_logprobs=prompt_logprobs,
                     )
                     request = Request(prompt_ids=tuple(prompt), sampling=params, constraint=constraint)
-                    handle = self.engine.submit(request, options, generation.wake)
+                    handle = self.engine.submit(request, options, self.engine.waker(generation.news))
                     generation.choices.append(Choice(handle, reader, index))
         except Exception as error:
             if isinstance(error, QueueFull):
