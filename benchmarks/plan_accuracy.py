@@ -158,12 +158,16 @@ def judge_turn(
 ) -> tuple[dict[str, Any], float, float]:
     """What one plan said and gave; its error, by the pass that followed it; and what its choice loses to the best.
 
+    ``told``: the speed-up that the plan measured of its choice and tells to expect; ``given``: that of the pass.
+
     ``swept``: the speed-up of every way over all passes. Not to draft at all is a choice too, worth 1.
     """
     k = max((k for k in plan["predicted"] if k in swept), key=lambda k: plan["predicted"][k])
     choice = k if plan["choice"] == "k" else plan["choice"]
     measured = sweep([its_pass])[k]
-    said = {"k": int(k), "predicted": plan["predicted"][k], "measured": measured, "choice": choice}
+    told = {"0": 1.0, "auto": plan.get("measured_auto")}.get(choice, plan.get("measured"))
+    said = {"k": int(k), "predicted": plan["predicted"][k], "measured": measured}
+    said |= {"choice": choice, "told": told, "given": sweep([its_pass])[choice]}
     return said, plan["predicted"][k] / measured - 1, 1 - swept[choice] / max(swept.values())
 
 
@@ -192,7 +196,7 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
             f["combination"],
             "; ".join(f"k = {t['k']}: {t['predicted']:.2f} / {t['measured']:.2f}" for t in f["turns"]),
             f"{f['error']:.1%}",
-            ", ".join(t["choice"] for t in f["turns"]),
+            "; ".join(f"{t['choice']}: {t['told']:.2f} / {t['given']:.2f}" for t in f["turns"] if t["told"]),
             f"{f['best_speedup']:.2f} ({f['best']})",
             f["auto"],
             f"{f['lost']:.1%}",
@@ -201,7 +205,7 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
     ]
     good, well = sum(f["good"] for f in judged), sum(f["chosen_well"] for f in judged)
     told = f"Within {WITHIN:.0%}: {good} of {len(judged)}; choice within {OF_BEST:.0%} of the best: {well}."
-    header = ("combination", "predicted / measured", "error", "to use", "best of the sweep", "auto", "lost")
+    header = ("combination", "predicted / measured", "error", "to use: told / given", "best of the sweep", "auto", "lost")
     result = {"within": good, "chosen_well": well, "combinations": judged}
     report("Predictions of plan", [table(header, rows), told], result, args.record)
     return 0
