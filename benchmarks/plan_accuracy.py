@@ -205,7 +205,7 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
     ]
     good, well = sum(f["good"] for f in judged), sum(f["chosen_well"] for f in judged)
     told = f"Within {WITHIN:.0%}: {good} of {len(judged)}; choice within {OF_BEST:.0%} of the best: {well}."
-    header = ("combination", "predicted / measured", "error", "to use: told / given", "best of the sweep", "auto", "lost")
+    header = ("combination", "predicted / measured", "error", "use: told / given", "best of the sweep", "auto", "lost")
     result = {"within": good, "chosen_well": well, "combinations": judged}
     report("Predictions of plan", [table(header, rows), told], result, args.record)
     return 0

@@ -195,7 +195,7 @@ class BatchDrafter:
             self._costs.set(writing=writing, asked=asked, drafting=drafting, reading=sum(parts.values()) - writing)
 
     def _count(self, drafted: int) -> None:
-        """So many texts have drafted in a round; rounds without a draft say nothing about those that share its costs."""
+        """So many texts have drafted in a round; one without a draft says nothing about who shares its costs."""
         if drafted:
             known = drafted if self._together is None else self._together
             self._together = known + (drafted - known) / _MEMORY

@@ -3,13 +3,15 @@
 Between the steps of two models lie sampling, verification, the length policy, text, and Python; and a model finds other
 things in the processor's caches than when it is timed by itself. So short replies are written beside the timing of
 steps. A machine that others use too is disturbed now and then: of each step the moments in which it was fast count, and
-of the replies, each of which is compared with a plain one of its moment, the median.
+of the replies, whose rounds are compared with plain steps just before and after them, the median.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean, median
 
 from draftsmith.engine import LLM
@@ -18,43 +20,55 @@ from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.plan import PlainReply
 from draftsmith.model.protocol import Model
 from draftsmith.speculate import Drafter, RoundRecord
+from draftsmith.types import Timing
 
 __all__ = ["measure_round_costs", "never_falling"]
 
 MOMENTS, TOKENS = 5, 32
 REPEATS = 3  # of the timing of steps, at each moment
+REPLIES, ENOUGH_S = 4, 1.5  # begun at each moment, unless so many seconds have gone: long ones are disturbed less
 LENGTHS = (2, 6)
-_FEWEST = 3  # rounds with a draft, for a reply to say anything
 
 
 def measure_round_costs(plain: LLM, drafter: Drafter, draft: Model | None, replies: Sequence[PlainReply]) -> CostCurves:
     """The costs of ``drafter``, whose model is ``draft``, after as much text as ``replies`` had.
 
-    At each moment steps are timed, and the beginning of one reply is written plainly and at two draft lengths.
+    At each moment steps are timed, and the beginnings of some replies are written plainly, at two draft lengths, and
+    plainly again: what drifts meanwhile cancels.
     """
     context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
     text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
-    fast = {k: LLM(plain.target, drafter, num_draft_tokens=k) for k in LENGTHS}
-    traces = {k: llm.record() for k, llm in fast.items()}
+    fast = [LLM(plain.target, drafter, num_draft_tokens=k) for k in LENGTHS]
+    traces = [llm.record() for llm in fast]
     curves: list[CostCurves] = []
     written: list[tuple[float, tuple[RoundRecord, ...]]] = []
     for moment in range(MOMENTS):
-        reply = replies[moment * len(replies) // MOMENTS]
         costs = measure_costs(plain.target.model, draft, text[:context], repeats=REPEATS, sampling=replies[0].sampling)
         curves.append(costs)
-        sampling = replace(reply.sampling, max_new_tokens=TOKENS)
-        for llm in (plain, *fast.values()):
-            forget_caches(llm)
-        [alone] = plain.generate([reply.prompt_ids], sampling)
-        for k, llm in fast.items():
-            traces[k].rounds.clear()
-            [drafted] = llm.generate([reply.prompt_ids], sampling)
-            if alone.timing.decode_s > 0:
-                step_s = alone.timing.decode_s / alone.timing.num_decoded
-                written.append((drafted.timing.decode_s / step_s, tuple(traces[k].rounds)))
+        began = time.monotonic()
+        for turn in range(REPLIES):
+            if turn and time.monotonic() - began > ENOUGH_S:
+                break
+            reply = replies[(moment * REPLIES + turn) * len(replies) // (MOMENTS * REPLIES)]
+            first = _begin(plain, reply)
+            for llm in fast:
+                _begin(llm, reply)
+            last = _begin(plain, reply)
+            step_s = (first.decode_s + last.decode_s) / max(1, first.num_decoded + last.num_decoded)
+            written += [(step_s, tuple(trace.rounds)) for trace in traces]
+            for trace in traces:
+                trace.rounds.clear()
     together = _merged(curves)
-    factors = [factor for spent, rounds in written for factor in _factor(spent, rounds, together)]
-    return replace(together, round_factor=median(factors) if factors else 1.0)
+    found = [(step_s, *_drafting(rounds, together)) for step_s, rounds in written]
+    factors = [(took / (step_s * expected), expected) for step_s, took, expected in found if step_s and expected]
+    return replace(together, round_factor=_typical(factors))
+
+
+def _begin(llm: LLM, reply: PlainReply) -> Timing:
+    """What the first tokens of ``reply`` take."""
+    forget_caches(llm)
+    [written] = llm.generate([reply.prompt_ids], replace(reply.sampling, max_new_tokens=TOKENS))
+    return written.timing
 
 
 def _merged(curves: Sequence[CostCurves]) -> CostCurves:
@@ -85,9 +99,18 @@ def never_falling(verify: Mapping[int, float]) -> dict[int, float]:
     return {size: cost / level[0] for size, cost in zip(sorted(verify), level, strict=True)}
 
 
-def _factor(spent: float, rounds: Sequence[RoundRecord], costs: CostCurves) -> list[float]:
-    """Of one reply that took ``spent`` plain steps: one value, or none where too little was drafted."""
-    drafted = [one for one in rounds if one.drafted]
-    expected = sum(costs.round_cost(len(one.drafted), free=one.free) for one in drafted)
-    rest = spent - (len(rounds) - len(drafted))  # rounds without a draft are plain steps
-    return [rest / expected] if len(drafted) >= _FEWEST and rest > 0 else []
+def _drafting(rounds: Sequence[RoundRecord], costs: CostCurves) -> tuple[float, float]:
+    """Seconds of a reply's rounds with a draft, each from its beginning to the next one's, and their expected steps."""
+    drafted = [(one, after) for one, after in pairwise(rounds) if one.drafted]
+    took = sum(after.began - one.began for one, after in drafted)
+    return took, sum(costs.round_cost(len(one.drafted), free=one.free) for one, _ in drafted)
+
+
+def _typical(weighted: Sequence[tuple[float, float]]) -> float:
+    """The weighted median of (value, weight); 1 of nothing. A reply with few drafts says little about them."""
+    half = sum(weight for _, weight in weighted) / 2
+    for value, weight in sorted(weighted):
+        half -= weight
+        if half <= 0:
+            return value
+    return 1.0

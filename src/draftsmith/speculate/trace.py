@@ -62,10 +62,10 @@ class Trace:
 class TracedDrafter:
     """``drafter``, with its rounds recorded in ``rounds``."""
 
-    def __init__(self, drafter: Drafter, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, drafter: Drafter, clock: Callable[[], float] | None = None) -> None:
         self._drafter = drafter
-        self._clock = clock
-        self._began = clock()
+        self._clock = clock or time.perf_counter
+        self._began = self._clock()
         self._texts = 0
         self.rounds: list[RoundRecord] = []
 
