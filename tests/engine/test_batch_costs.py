@@ -167,44 +167,40 @@ class Seldom(RandomDrafter):
 @pytest.mark.parametrize("all_draft", [False, True])
 def test_a_check_is_shared_with_as_many_as_have_drafts(monkeypatch: pytest.MonkeyPatch, all_draft: bool) -> None:
     """A further row may cost a whole tile of rows; four that are asked share it only if four have a draft."""
-    expected: list[tuple[int, int]] = []
+    expected: list[int] = []
     set_costs = BatchCosts.set
 
-    def watched(costs: BatchCosts, *, writing: int, asked: int, drafting: int, reading: int) -> None:
-        expected.append((asked, drafting))
-        set_costs(costs, writing=writing, asked=asked, drafting=drafting, reading=reading)
+    def watched(costs: BatchCosts, *, writing: int, drafting: int, reading: int) -> None:
+        expected.append(drafting)
+        set_costs(costs, writing=writing, drafting=drafting, reading=reading)
 
     monkeypatch.setattr(BatchCosts, "set", watched)
     drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE) if all_draft else Seldom()
     engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: CostModel(0.01, (1.0, 1.0)))
     run(engine, *[engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(4)])
-    later = expected[len(expected) // 2 :]
-    assert any(asked > 1 for asked, _ in later)
-    assert all(drafting == (asked if all_draft else 1) for asked, drafting in later)
+    assert set(expected[len(expected) // 2 :]) == {4 if all_draft else 1}
 
 
 @given(
     writing=st.integers(1, 20),
-    asked=st.integers(1, 20),
     drafting=st.integers(1, 20),
     reading=st.integers(0, 64),
     tokens=st.integers(1, 9),
 )
-def test_costs_in_a_batch(writing: int, asked: int, drafting: int, reading: int, tokens: int) -> None:
+def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int) -> None:
     """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m."""
-    asked = min(asked, writing)
-    drafting = min(drafting, asked)
+    drafting = min(drafting, writing)
     measured = BatchCosts(COSTS)
     assert measured.draft_step == COSTS.draft_step
     assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
     linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
-    linear.set(writing=writing, asked=asked, drafting=drafting, reading=reading)
+    linear.set(writing=writing, drafting=drafting, reading=reading)
     assert linear.verify_cost(tokens) == pytest.approx(tokens)
     assert linear.draft_step == pytest.approx(0.5)
     free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
-    free.set(writing=writing, asked=asked, drafting=drafting, reading=reading)
+    free.set(writing=writing, drafting=drafting, reading=reading)
     assert free.verify_cost(tokens) == pytest.approx(1.0)
-    assert free.draft_step == pytest.approx(0.5 * writing / asked)
+    assert free.draft_step == pytest.approx(0.5 * writing / drafting)
 
 
 @given(st.lists(st.integers(1, 1000), max_size=8), st.integers(1, 300))

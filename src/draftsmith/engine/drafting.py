@@ -31,30 +31,28 @@ _MEMORY = 8  # rounds with drafts, over which the number of texts that draft is 
 class BatchCosts:
     """``Costs`` as one text of a batch sees them, in units of the batch's plain step.
 
-    B texts write, A of them are asked for drafts, D are expected to have one, and the same forward reads P tokens of
-    prompts. If each of the D checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P
-    rows is shared by the D; the A share the steps of the draft model. A unit of cost would elsewhere write one token
-    for each of the B, so a share counts B / D or B / A times. The numbers are set before each round; for a text alone,
-    these are the costs as measured.
+    B texts write, D of them are expected to draft, and the same forward reads P tokens of prompts. If each of the D
+    checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D, as
+    are the steps of the draft model. A unit of cost would elsewhere write one token for each of the B, so the share
+    counts B / D times. The three numbers are set before each round; for a text alone, these are the costs as measured.
     """
 
     def __init__(self, costs: CostModel) -> None:
         self._costs = costs
-        self.set(writing=1, asked=1, drafting=1, reading=0)
+        self.set(writing=1, drafting=1, reading=0)
 
-    def set(self, *, writing: int, asked: int, drafting: int, reading: int) -> None:
-        """What the next forward consists of; ``writing`` >= ``asked`` >= ``drafting`` >= 1."""
+    def set(self, *, writing: int, drafting: int, reading: int) -> None:
+        """What the next forward consists of; ``writing`` >= ``drafting`` >= 1."""
         self._drafting, self._first_row = drafting, writing + reading
-        plain = self._costs.verify_cost(writing)
-        self._scale = writing / drafting / plain
+        self._scale = writing / drafting / self._costs.verify_cost(writing)
         self._before = self._costs.verify_cost(self._first_row)
-        together = self._costs.verify_cost(asked) * writing / asked / plain
+        together = self._costs.verify_cost(drafting) * self._scale
         self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
-        self._draft_read = self._costs.draft_read * writing / plain  # for one text, not all that are asked
+        self._draft_read = self._costs.draft_read * writing / self._costs.verify_cost(writing)  # for one text, not D
 
     @property
     def draft_step(self) -> float:
-        """What one draft token for each of the A costs; a draft model's batches are taken to cost like the target's."""
+        """What one draft token for each of the D costs; a draft model's batches are taken to cost like the target's."""
         return self._draft_step
 
     @property
@@ -136,7 +134,7 @@ class BatchDrafter:
         begin = [task for task in ready if task.policy is None]
         policies = {task: task.policy or self._new_policy(task) for task in ready}
         if begin and self._costs is not None:  # a text that begins will soon be one of so many
-            self._costs.set(writing=running, asked=running, drafting=running, reading=0)
+            self._costs.set(writing=running, drafting=running, reading=0)
         for task in begin:
             self._begin(task, policies[task])
         self._set_costs(ready, parts)
@@ -188,11 +186,11 @@ class BatchDrafter:
         return True
 
     def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int]) -> None:
-        """Checks share what a further tile of rows costs only with as many as will have drafts, not with all asked."""
+        """Drafts and checks are shared by as many as will have a draft, not by all that are asked for one."""
         if self._costs is not None:
             asked, writing = len(ready), sum(task.writing for task in parts)
             drafting = asked if self._together is None else min(asked, max(1, round(self._together)))
-            self._costs.set(writing=writing, asked=asked, drafting=drafting, reading=sum(parts.values()) - writing)
+            self._costs.set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing)
 
     def _count(self, drafted: int) -> None:
         """So many texts have drafted in a round; one without a draft says nothing about who shares its costs."""
