@@ -5,7 +5,8 @@
 Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
 prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
 of them are idle. Tokens per second: all reply tokens of a wave / its wall time, prompts included. Ratios are medians
-over the waves of one size, each of ours against the better of llama-server's two on the same prompts.
+over the waves of one size, each of ours against the better of llama-server's two on the same prompts. Beside the median
+of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves.
 ``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 from benchmarks.common import PeerMissingError, add_record_option, report, table
 from draftsmith.measure.endpoint import Endpoint, Streamed, find_endpoint
 from draftsmith.measure.prompts import PromptItem, built_in_prompts, read_prompts
+from draftsmith.measure.statistics import ratio_interval
 from draftsmith.types import Message, SamplingParams
 
 READY_S = 180.0
@@ -182,6 +184,9 @@ def compare(found: dict[int, dict[str, list[Wave]]]) -> tuple[list[dict[str, Any
             for name, list_ in waves.items()
         }
         row["drafting_over_plain"] = median(waves[DRAFTED][t].rate / waves[PLAIN][t].rate for t in turns)
+        plain_s, drafted_s = ([1 / one.rate for one in waves[name]] for name in (PLAIN, DRAFTED))  # for each token
+        row["drafting_over_plain_all"] = sum(plain_s) / sum(drafted_s)
+        row["drafting_over_plain_interval"] = ratio_interval(plain_s, drafted_s)
         peers = [waves[name] for name in (PEER_PLAIN, PEER_DRAFTED) if name in waves]
         if peers:
             best = [max(one[t].rate for one in peers) for t in turns]
@@ -197,11 +202,12 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     speeds = [
         [
             row["size"], *(row["tokens_per_s"][name] for name in names), row["drafting_over_plain"],
+            "{:.2f} ({:.2f} to {:.2f})".format(row["drafting_over_plain_all"], *row["drafting_over_plain_interval"]),
             *([row["over_llama_server"]] if peers else []),
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["chats at once", *(f"{name}, tokens/s" for name in names), "drafting / plain"]
+    head = ["chats at once", *(f"{name}, tokens/s" for name in names), "drafting / plain", "all waves"]
     firsts = [[row["size"], *(1e3 * row["first_p95_s"][name] for name in names)] for row in rows]
     return [
         table([*head, *(["drafting / llama-server's best"] if peers else [])], speeds),

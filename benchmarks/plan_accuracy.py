@@ -5,11 +5,12 @@
 
 A combination is a target, a candidate and a file of prompts ("built-in" for our own set). It has turns: a plan, then a
 pass over the prompts, each of which is answered plainly, at every draft length in turn, and with lengths chosen round
-by round (auto). A machine that others use is another one a minute later, so each plan's prediction is compared with
-the pass that follows it, and what it tells to use (a length, auto, or no draft) with the best of the sweep over all
-passes; of the turns the medians count. Each call does the steps that are still missing while its seconds last, and
-keeps every result in FOLDER, so that a long experiment can be made in short quiet windows. The aim: predictions within
-8 % of the measured speed-up in 9 of 10 combinations, choices within 3 % of the best.
+by round (auto, which goes on with what it has learnt), ``--repeats`` times: of what a reply took, the median counts. A
+machine that others use is another one a minute later, so each plan's prediction is compared with the pass that follows
+it, and what it tells to use (a length, auto, or no draft) with the best of the sweep over all passes; of the turns the
+medians count. Each call does the steps that are still missing while its seconds last, and keeps every result in FOLDER,
+so that a long experiment can be made in short quiet windows. The aim: predictions within 8 % of the measured speed-up
+in 9 of 10 combinations, choices within 3 % of the best.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--lengths", default="1,2,3,4,6,8", help="draft lengths of the sweep")
     parser.add_argument("--passes", type=int, default=3, help="over the prompts, of the sweep")
+    parser.add_argument("--repeats", type=int, default=3, help="of every reply in a pass, of which the median counts")
     parser.add_argument("--seconds", type=float, default=160.0, help="begin no step after so many")
     parser.add_argument("--summary", action="store_true")
     add_record_option(parser)
@@ -115,7 +117,7 @@ def _plan(
 def _pass(
     args: argparse.Namespace, items: Sequence[PromptItem], sampling: SamplingParams, known: dict[str, Any], number: int
 ) -> None:
-    """Seconds and tokens of every prompt, by draft length or auto; 0 is plain. Who begins moves on with the prompts."""
+    """Seconds and tokens of every prompt, by draft length or auto; 0 is plain. Who begins moves on all the time."""
     target = LLM(args.target, "none")
     drafter = load_drafter(args.candidate, target.target, EngineOptions())
     if drafter is None:
@@ -126,21 +128,29 @@ def _pass(
     order = list(ways)
     found: dict[str, dict[str, tuple[float, int]]] = {k: {} for k in order}
     for place, item in enumerate([items[0], *items]):  # the first one warms up
-        first = (place + number) % len(order)
-        messages: list[Message] = []
-        spent = {k: [0.0, 0] for k in order}
-        for llm in ways.values():
-            forget_caches(llm)
-        for text in item.turns:
-            messages.append(Message("user", text))
-            replies = {k: ways[k].chat(messages, sampling) for k in order[first:] + order[:first]}
-            for k, reply in replies.items():
-                spent[k][0] += reply.timing.decode_s
-                spent[k][1] += reply.timing.num_decoded
-            messages.append(Message("assistant", replies["0"].text))
-        for k, (seconds, tokens) in spent.items():
-            found[k][item.id] = (seconds, int(tokens))
+        spent = [_in_turn(ways, item, sampling, place + number + again) for again in range(args.repeats)]
+        for k in order:
+            found[k][item.id] = (median(one[k][0] for one in spent), spent[0][k][1])
     known["passes"].append(found)
+
+
+def _in_turn(
+    ways: Mapping[str, LLM], item: PromptItem, sampling: SamplingParams, first: int
+) -> dict[str, tuple[float, int]]:
+    """Seconds and tokens of the replies to one prompt by every way in turn, the one at ``first`` beginning."""
+    order = list(ways)[first % len(ways) :] + list(ways)[: first % len(ways)]
+    messages: list[Message] = []
+    spent = dict.fromkeys(order, (0.0, 0))
+    for llm in ways.values():
+        forget_caches(llm)
+    for text in item.turns:
+        messages.append(Message("user", text))
+        replies = {k: ways[k].chat(messages, sampling) for k in order}
+        for k, reply in replies.items():
+            seconds, tokens = spent[k]
+            spent[k] = (seconds + reply.timing.decode_s, tokens + reply.timing.num_decoded)
+        messages.append(Message("assistant", replies["0"].text))
+    return spent
 
 
 def sweep(passes: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, float]:
