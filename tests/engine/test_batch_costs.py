@@ -137,6 +137,20 @@ def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: l
     assert [pause.over(), pause.over()] == [True, True]
 
 
+def test_where_asking_others_has_brought_little_the_first_pause_is_longer() -> None:
+    """Eight texts, then eight more: of the latter each is asked at once, and then left alone for longer."""
+    drafter = Silent()
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: COSTS)
+
+    def asked() -> int:
+        before = drafter.asked
+        run(engine, *[engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(8)])
+        return drafter.asked - before
+
+    first, second = asked(), asked()
+    assert 8 <= second < first
+
+
 @pytest.mark.parametrize(("size", "least", "most"), [(1, 0.9, 1.0), (4, 0.15, 0.45), (16, 0.01, 0.18)])
 def test_a_batch_does_not_ask_everybody_every_round(size: int, least: float, most: float) -> None:
     """A drafter that never has anything; alone it is asked all the time, and with fixed lengths too."""
@@ -188,18 +202,20 @@ def test_a_check_is_shared_with_as_many_as_have_drafts(monkeypatch: pytest.Monke
     tokens=st.integers(1, 9),
 )
 def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int) -> None:
-    """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m."""
+    """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m, and
+    what its handling keeps the others waiting for is lost."""
     drafting = min(drafting, writing)
+    handling = 0.0 if tokens == 1 else 0.01 * (writing - 1)
     measured = BatchCosts(COSTS)
     assert measured.draft_step == COSTS.draft_step
     assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
     linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
     linear.set(writing=writing, drafting=drafting, reading=reading)
-    assert linear.verify_cost(tokens) == pytest.approx(tokens)
+    assert linear.verify_cost(tokens) == pytest.approx(tokens + handling / writing)
     assert linear.draft_step == pytest.approx(0.5)
     free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
     free.set(writing=writing, drafting=drafting, reading=reading)
-    assert free.verify_cost(tokens) == pytest.approx(1.0)
+    assert free.verify_cost(tokens) == pytest.approx(1.0 + handling)
     assert free.draft_step == pytest.approx(0.5 * writing / drafting)
 
 

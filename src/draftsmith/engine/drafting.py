@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from draftsmith.engine.handle import RequestOptions
+from draftsmith.engine.pause import Pause
 from draftsmith.engine.task import Task
 from draftsmith.model.protocol import DraftRun, Model, TokenRun
 from draftsmith.optional import fulfils
@@ -25,6 +26,8 @@ from draftsmith.types import Draft, VerificationRule
 
 __all__ = ["BatchCosts", "BatchDrafter"]
 
+_HANDLING = 0.01  # of a plain step of a text alone: to ask for a draft, judge it and learn from it, in Python
+_QUESTIONS = 32  # over which the share that brought a draft is averaged
 _MEMORY = 8  # rounds with drafts, over which the number of texts that draft is averaged
 
 
@@ -34,7 +37,8 @@ class BatchCosts:
     B texts write, D of them are expected to draft, and the same forward reads P tokens of prompts. If each of the D
     checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D, as
     are the steps of the draft model. A unit of cost would elsewhere write one token for each of the B, so the share
-    counts B / D times. The three numbers are set before each round; for a text alone, these are the costs as measured.
+    counts B / D times. What handling a draft takes, all others wait for. The three numbers are set before each round;
+    for a text alone, these are the costs as measured.
     """
 
     def __init__(self, costs: CostModel) -> None:
@@ -49,6 +53,7 @@ class BatchCosts:
         together = self._costs.verify_cost(drafting) * self._scale
         self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
         self._draft_read = self._costs.draft_read * writing / self._costs.verify_cost(writing)  # for one text, not D
+        self._handling = _HANDLING * (writing - 1) / self._costs.verify_cost(writing)
 
     @property
     def draft_step(self) -> float:
@@ -67,8 +72,10 @@ class BatchCosts:
 
     def verify_cost(self, num_tokens: int) -> float:
         """What it costs that each of the D checks ``num_tokens`` tokens."""
+        if num_tokens == 1:
+            return 1.0
         rows = self._first_row + self._drafting * (num_tokens - 1)
-        return 1.0 + (self._costs.verify_cost(rows) - self._before) * self._scale
+        return 1.0 + self._handling + (self._costs.verify_cost(rows) - self._before) * self._scale
 
 
 class BatchDrafter:
@@ -93,6 +100,7 @@ class BatchDrafter:
         self._costs: BatchCosts | None = None
         self._learnt: AutoLength | None = None  # the policy of the text that ended last
         self._together: float | None = None  # how many texts draft in a round in which some do, of late
+        self._brought = 1.0  # how many of the questions for a draft brought one, of late
 
     def name_for(self, options: RequestOptions) -> str | None:
         """The drafter's name; None when this request is not to draft."""
@@ -126,9 +134,8 @@ class BatchDrafter:
 
         Returns the tasks that went wrong; they must not go on.
         """
-        ready = [t for t in parts if t.writing and t.session is not None and t.max_draft > 0 and not t.has_draft]
-        ready = [task for task in ready if not task.propose_forced()]
-        ready = [task for task in ready if len(parts) == 1 or not self._chooses(task) or task.pause.over()]
+        alone = len(parts) == 1
+        ready = [task for task in parts if self._is_due(task, alone=alone)]
         if not ready:
             return []
         begin = [task for task in ready if task.policy is None]
@@ -137,6 +144,7 @@ class BatchDrafter:
             self._costs.set(writing=running, drafting=running, reading=0)
         for task in begin:
             self._begin(task, policies[task])
+            task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
         self._set_costs(ready, parts)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, DraftSteps]] = {}
@@ -165,13 +173,19 @@ class BatchDrafter:
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         for task in ready:
             task.pause.settle(drafted=task.has_draft, texts=running)
+            self._brought += (task.has_draft - self._brought) / _QUESTIONS
         self._count(sum(task.has_draft for task in ready))
         return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
 
     @staticmethod
-    def _chooses(task: Task) -> bool:
-        """Whether a policy has begun to choose the lengths of the task's drafts."""
-        return isinstance(task.policy, AutoLength)
+    def _is_due(task: Task, *, alone: bool) -> bool:
+        """Whether to ask for a draft now. Every text is looked at in every round, so what is quick comes first."""
+        if task.session is None:
+            return False
+        resting = not alone and isinstance(task.policy, AutoLength) and not task.pause.over()
+        if (resting and not task.constrained) or not task.writing or task.max_draft <= 0 or task.has_draft:
+            return False
+        return not task.propose_forced() and not resting
 
     def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
         """Propose a draft that nobody has seen, where that can be."""

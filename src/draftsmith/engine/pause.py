@@ -4,19 +4,22 @@ from __future__ import annotations
 
 __all__ = ["Pause"]
 
-_LONGEST = 4  # rounds, of few texts; of many, as many rounds as there are texts
+_LONGEST = 4  # rounds, of two texts; of more, twice as many rounds as there are texts
 
 
 class Pause:
     """After a round without a draft a text is left alone for one round, after the next such for two, then for four.
 
-    Asking costs tens of microseconds for each text, every round, which adds up where many write and drafts seldom pay:
-    of sixteen texts a token that is right saves a quarter of what it saves of one, and all wait while one is asked. So
-    where many write, pauses go on growing. A draft ends them: places where drafts pay come in stretches.
+    Asking costs a tenth of a millisecond for each text, which adds up where many write and drafts seldom pay: of
+    sixteen texts a token that is right saves a quarter of what it saves of one, and all wait while one is asked. So
+    where many write, pauses go on growing, and where asking others has brought little of late, they begin longer. A
+    draft ends them: places where drafts pay come in stretches.
     """
 
-    def __init__(self) -> None:
-        self._length = self._left = 0
+    def __init__(self, length: int = 0) -> None:
+        """``length``: of a pause before the first question, if there had been one."""
+        self._length = length
+        self._left = 0
 
     def over(self) -> bool:
         """Whether the text is to be asked in this round. Call it once a round."""
@@ -25,5 +28,5 @@ class Pause:
 
     def settle(self, *, drafted: bool, texts: int) -> None:
         """What came of asking, where so many texts run."""
-        self._length = 0 if drafted else min(max(_LONGEST, texts), max(1, 2 * self._length))
+        self._length = 0 if drafted else min(max(_LONGEST, 2 * texts), max(1, 2 * self._length))
         self._left = self._length

@@ -22,9 +22,10 @@ NO_DRAFT = Draft(())
 class Task:
     """The text so far is all that matters: cache and draft session can be dropped and made again at any time.
 
-    ``number``: the order of arrival. ``ids``: prompt and reply. ``drafts``: whether it may draft; ``session`` and
-    ``policy`` are there then, from when they are needed. ``drafter_read``: about how many of ``ids`` the session has
-    read. ``place``: where its drafts may be checked unseen, if anywhere. ``pause``: of asking it for drafts.
+    ``number``: the order of arrival. ``ids``: prompt and reply. ``constrained``: whether a grammar may force tokens.
+    ``drafts``: whether it may draft; ``session`` and ``policy`` are there then, from when they are needed.
+    ``drafter_read``: about how many of ``ids`` the session has read. ``place``: where its drafts may be checked unseen,
+    if anywhere. ``pause``: of asking it for drafts.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Task:
         self.request = request
         self.options = options
         self.handle = handle
+        self.constrained = request.constraint is not None
         self.ids = list(request.prompt_ids)
         self.end = len(self.ids) + token_limit(request, capacity)
         self.session: DraftSession | None = None

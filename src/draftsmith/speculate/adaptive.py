@@ -70,6 +70,13 @@ class _Rate:
         self._hits = self._hits * self._keep + hits
         self._trials = self._trials * self._keep + trials
 
+    def see_again(self, hits: float, trials: float, times: int) -> None:
+        """``see`` the same so many times."""
+        keep = self._keep**times
+        weight = (1 - keep) / (1 - self._keep)
+        self._hits = self._hits * keep + hits * weight
+        self._trials = self._trials * keep + trials * weight
+
     def fade(self, keep: float) -> None:
         """Hold the same opinion on less evidence."""
         self._hits *= keep
@@ -142,10 +149,10 @@ class _Record:
         last, usual = self.first.value, self.usual.value
         self.first = _Rate((1 - _LIKE_ANY) * last + _LIKE_ANY * usual, memory=40, weight=_CARRIED)
 
-    def fade(self) -> None:
-        """A round went by without a draft of this kind."""
-        self.first.fade(_FADE)
-        self._faded += 1
+    def fade(self, rounds: int = 1) -> None:
+        """So many rounds went by without a draft of this kind."""
+        self.first.fade(_FADE**rounds)
+        self._faded += rounds
 
 
 class AutoLength:
@@ -164,9 +171,11 @@ class AutoLength:
         self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR, _FREE_EDGES)
         self._credits = {"drawn": _CREDIT, "free": _CREDIT}
         self._unread, self._saved = 0, 0.0  # tokens that the draft model has to read first, and what that may cost
+        self._plain_rounds = 0  # that have yet to be taken in: in a batch, many of them come between two questions
 
     def begin(self, unread: int) -> None:
         """See ``LengthPolicy``."""
+        self._take_in()
         self._unread, self._saved = unread, 0.0
         self._credits = {kind: min(max(credit, _CREDIT), _MOST_CARRIED) for kind, credit in self._credits.items()}
         for record in (self._drawn, self._free):
@@ -174,6 +183,7 @@ class AutoLength:
 
     def repays(self, unread: int, left: int) -> bool:
         """See ``LengthPolicy``: plain steps saved until a text ends, which is on average half way to where it must."""
+        self._take_in()
         chance, later = self._drawn.first.value, self._drawn.later.value
         best, written = 1.0, 1.0
         for k in range(1, self._max_length + 1):
@@ -189,6 +199,7 @@ class AutoLength:
         drafted = len(confidences)
         if drafted >= self._max_length:
             return False
+        self._take_in()
         if drawn and upcoming is not None:
             gain = self._gain_of_copying(confidences, upcoming, self._drawn.speed.value, drawn=drawn)
             return gain > 0 and not (instead and gain < self._gain_of_drawing(confidences))
@@ -206,6 +217,7 @@ class AutoLength:
 
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
+        self._take_in()
         other = copy.copy(self)
         other._drawn, other._free, other._credits = self._drawn.copy(), self._free.copy(), dict(self._credits)
         return other
@@ -213,14 +225,16 @@ class AutoLength:
     def learn(self, draft: Draft, verdict: Verdict) -> None:
         """Take in which tokens were accepted, and what the round wrote for its cost."""
         drafted, written, drawn = verdict.num_draft_tokens, verdict.num_accepted + 1, draft.num_drawn
-        copies = drafted > 0 and draft.free
+        if not drafted:
+            self._plain_rounds += 1
+            return
+        self._take_in()
         cost = self._costs.verify_cost(drafted + 1)
         if drawn:
             cost += self._costs.draft_start + drawn * self._costs.draft_step
-        (self._free if copies else self._drawn).speed.see(written, cost)
-        if drafted:
-            kind = "free" if copies else "drawn"
-            self._credits[kind] = min(_MOST_CREDIT, max(0.0, self._credits[kind] + written - cost))
+        record, kind = (self._free, "free") if draft.free else (self._drawn, "drawn")
+        record.speed.see(written, cost)
+        self._credits[kind] = min(_MOST_CREDIT, max(0.0, self._credits[kind] + written - cost))
         if drawn:
             self._unread, self._saved = 0, 0.0
             self._drawn.see(draft, verdict.num_accepted, 0, drawn)
@@ -231,6 +245,15 @@ class AutoLength:
             self._free.see(draft, verdict.num_accepted, drawn, drafted)
         else:
             self._free.fade()
+
+    def _take_in(self) -> None:
+        """The rounds without a draft since the last time: each wrote a token at the cost of a plain step."""
+        rounds, self._plain_rounds = self._plain_rounds, 0
+        if rounds:
+            self._drawn.speed.see_again(1.0, self._costs.verify_cost(1), rounds)
+            self._unread, self._saved = self._unread + rounds, self._saved + _SAVED * rounds
+            self._drawn.fade(rounds)
+            self._free.fade(rounds)
 
     def _can_afford(self, length: int, *, free: bool) -> bool:
         """Whether a draft of so many tokens can be lost, or so the first of them, which beliefs alone decide on."""
