@@ -221,6 +221,22 @@ def test_asking_changes_nothing() -> None:
     assert len({policy.wants_more([0.5], None) for _ in range(1000)}) == 1
 
 
+def test_it_does_not_matter_when_it_is_asked() -> None:
+    """Rounds without a draft teach the same, taken in one by one or many at once."""
+    often, seldom = AutoLength(CostModel(0.2, draft_read=0.1)), AutoLength(CostModel(0.2, draft_read=0.1))
+    for quiet in (1, 7, 60):
+        for policy in (often, seldom):
+            policy.learn(Draft((1, 2), None, (0.6, 0.9)), Verdict((1, 5), 1, 2))
+            for _ in range(quiet):
+                policy.learn(Draft(()), Verdict((5,), 0, 0))
+                if policy is often:
+                    policy.wants_more((), None)
+        seldom.wants_more((), None)
+        for policy in (often, seldom):
+            policy._drawn.of(0.6)  # fades what is known by confidence
+        assert numbers(seldom) == pytest.approx(numbers(often), rel=1e-9)
+
+
 def test_fixed_lengths() -> None:
     assert [FixedLength(2).wants_more([0.0] * n, None) for n in range(4)] == [True, True, False, False]
     assert not FixedLength(0).wants_more([], None)
