@@ -8,6 +8,7 @@ a function of the tokens before and draws one of (seed, position, token), it goe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -169,11 +170,16 @@ class Engine:
             self._dismiss_cancelled()
             self._roster.admit(self._drafter.start)
             counts = self._share_step()
+            began = time.perf_counter()
             for task, error in self._drafter.draft(counts, len(self._roster.running)):
                 self._roster.remove(task, keep=False, error=error)
                 del counts[task]
+            drafted, texts = time.perf_counter(), len(counts)
             counts = self._roster.make_room(counts)
-            for task, said in self._forward(counts).items():
+            answers = self._forward(counts)
+            if len(answers) == texts:
+                self._drafter.see_times(drafted - began, time.perf_counter() - drafted)
+            for task, said in answers.items():
                 self._advance(task, said)
         except BaseException:  # an interrupt: texts and caches may no longer fit together
             for task in list(self._roster.running):

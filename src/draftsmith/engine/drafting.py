@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.pause import Pause
 from draftsmith.engine.task import Task
+from draftsmith.engine.watch import BatchStep, StepWatch
 from draftsmith.model.protocol import DraftRun, Model, TokenRun
 from draftsmith.optional import fulfils
 from draftsmith.speculate import (
@@ -38,21 +39,25 @@ class BatchCosts:
     checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D, as
     are the steps of the draft model. A unit of cost would elsewhere write one token for each of the B, so the share
     counts B / D times. What handling a draft takes, all others wait for. The three numbers are set before each round;
-    for a text alone, these are the costs as measured.
+    for a text alone, these are the costs as measured, and as ``watch`` has found them to be since, if there is one.
     """
 
-    def __init__(self, costs: CostModel) -> None:
+    def __init__(self, costs: CostModel, watch: StepWatch | None = None) -> None:
         self._costs = costs
+        self._watch = watch
         self.set(writing=1, drafting=1, reading=0)
 
     def set(self, *, writing: int, drafting: int, reading: int) -> None:
         """What the next forward consists of; ``writing`` >= ``drafting`` >= 1."""
+        drafts, checks = (self._watch.draft_factor, self._watch.check_factor) if self._watch else (1.0, 1.0)
         self._drafting, self._first_row = drafting, writing + reading
-        self._scale = writing / drafting / self._costs.verify_cost(writing)
+        scale = writing / drafting / self._costs.verify_cost(writing)
+        self._scale = scale * checks
         self._before = self._costs.verify_cost(self._first_row)
-        together = self._costs.verify_cost(drafting) * self._scale
+        together = self._costs.verify_cost(drafting) * scale * drafts
         self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
-        self._draft_read = self._costs.draft_read * writing / self._costs.verify_cost(writing)  # for one text, not D
+        alone = writing / self._costs.verify_cost(writing) * drafts
+        self._draft_read = self._costs.draft_read * alone  # for one text, not D
         self._handling = _HANDLING * (writing - 1) / self._costs.verify_cost(writing)
 
     @property
@@ -98,6 +103,9 @@ class BatchDrafter:
         self._measure = measure
         self._read_at_once = read_at_once
         self._costs: BatchCosts | None = None
+        self._as_measured: BatchCosts | None = None  # where texts depend on the lengths of drafts: without the clock
+        self._watch: StepWatch | None = None
+        self._step: BatchStep | None = None  # under way, if something can be learnt of it
         self._learnt: AutoLength | None = None  # the policy of the text that ended last
         self._together: float | None = None  # how many texts draft in a round in which some do, of late
         self._brought = 1.0  # how many of the questions for a draft brought one, of late
@@ -134,14 +142,25 @@ class BatchDrafter:
 
         Returns the tasks that went wrong; they must not go on.
         """
+        failed, read = self._draft(parts, running)
+        self._step = None if failed or read is None else self._describe(parts, read)
+        return failed
+
+    def see_times(self, draft_s: float, check_s: float) -> None:
+        """What the last ``draft`` took, and the forward after it, in seconds."""
+        if self._watch is not None and self._step is not None:
+            self._watch.see(self._step, draft_s, check_s)
+
+    def _draft(self, parts: Mapping[Task, int], running: int) -> tuple[list[tuple[Task, Exception]], int | None]:
+        """``draft``, and how many tokens draft models read for their drafts; None where they read for other reasons."""
         alone = len(parts) == 1
         ready = [task for task in parts if self._is_due(task, alone=alone)]
         if not ready:
-            return []
+            return [], 0
         begin = [task for task in ready if task.policy is None]
         policies = {task: task.policy or self._new_policy(task) for task in ready}
-        if begin and self._costs is not None:  # a text that begins will soon be one of so many
-            self._costs.set(writing=running, drafting=running, reading=0)
+        if begin:  # a text that begins will soon be one of so many
+            self._set(writing=running, drafting=running, reading=0)
         for task in begin:
             self._begin(task, policies[task])
             task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
@@ -167,15 +186,29 @@ class BatchDrafter:
             except Exception as error:
                 drafts[task] = error
         drafts |= _draft_together(stepped)
+        read = 0
         for task, draft in drafts.items():
             if isinstance(draft, Draft) and draft.token_ids:
                 task.propose(draft)
+                read += 0 if draft.free else len(task.ids) - task.drafter_read
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         for task in ready:
             task.pause.settle(drafted=task.has_draft, texts=running)
             self._brought += (task.has_draft - self._brought) / _QUESTIONS
         self._count(sum(task.has_draft for task in ready))
-        return [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
+        failed = [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
+        return failed, read if may_read else None
+
+    def _describe(self, parts: Mapping[Task, int], read: int) -> BatchStep | None:
+        """The step to come, if the watch can learn from it: texts only write, and nothing was drafted unseen."""
+        if self._watch is None or sum(parts.values()) > len(parts):
+            return None
+        drafts = [task for task in parts if task.has_draft]
+        drawn = [task.num_drawn for task in drafts if task.num_drawn]
+        if any(task.is_unseen for task in drafts):
+            return None
+        rows = len(parts) + sum(task.rows(0) for task in drafts)
+        return BatchStep(len(parts), rows, len(drawn), max(drawn, default=0), read)
 
     @staticmethod
     def _is_due(task: Task, *, alone: bool) -> bool:
@@ -204,7 +237,12 @@ class BatchDrafter:
         if self._costs is not None:
             asked, writing = len(ready), sum(task.writing for task in parts)
             drafting = asked if self._together is None else min(asked, max(1, round(self._together)))
-            self._costs.set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing)
+            self._set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing)
+
+    def _set(self, *, writing: int, drafting: int, reading: int) -> None:
+        for costs in (self._costs, self._as_measured):
+            if costs is not None:
+                costs.set(writing=writing, drafting=drafting, reading=reading)
 
     def _count(self, drafted: int) -> None:
         """So many texts have drafted in a round; one without a draft says nothing about who shares its costs."""
@@ -218,11 +256,13 @@ class BatchDrafter:
         length = self._num_draft_tokens if chosen is None else chosen
         if length is not None:
             return FixedLength(length)
-        if self._costs is None:
-            self._costs = BatchCosts(self._measure() if self._measure is not None else CostModel(0.0))
-        if self._learnt is None or (self._rule == "rejection" and not task.request.sampling.greedy):
-            return AutoLength(self._costs)
-        return self._learnt.successor()
+        if self._costs is None or self._as_measured is None:
+            measured = self._measure() if self._measure is not None else CostModel(0.0)
+            self._watch = StepWatch(measured)
+            self._costs, self._as_measured = BatchCosts(measured, self._watch), BatchCosts(measured)
+        if self._rule == "rejection" and not task.request.sampling.greedy:
+            return AutoLength(self._as_measured)
+        return AutoLength(self._costs) if self._learnt is None else self._learnt.successor()
 
 
 def _draft_together(sessions: Mapping[Task, tuple[Model, DraftSteps]]) -> dict[Task, Draft | Exception]:

@@ -118,6 +118,16 @@ class Task:
         """Whether there is something to be checked in the next round."""
         return self._unseen is not None or bool(self._draft.token_ids)
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether that is a draft that nobody has seen."""
+        return self._unseen is not None
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens of it that a model drew."""
+        return self._draft.num_drawn
+
     def propose_unseen(self, draft: UnseenDraft) -> None:
         """Check ``draft`` in the next round."""
         self._unseen = draft

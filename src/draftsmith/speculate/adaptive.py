@@ -46,6 +46,8 @@ _MOST_CREDIT = 6.0
 _MOST_CARRIED = 1.0  # of it into the next text
 _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
 _CARRIED = 3.0  # trials of first tokens that this counts for
+_USUAL_PRIOR = 0.6
+_FORGIVEN = 0.25  # trials of first tokens that turn out as expected at first, for a text that was not read
 _USUAL = 192  # tokens of a reply, where more are allowed
 _SAVED = 0.02  # of every token written without the draft model, for reading what it missed
 
@@ -106,7 +108,7 @@ class _Record:
         self.first = _Rate(0.6, memory=40, weight=3)  # acceptance of a round's first draft token, before it is drafted
         self.later = _Rate(0.7, memory=80)  # and of the later ones, given that those before were accepted
         self._after = [_Rate(value, memory=80) for value in _AFTER_PRIOR]
-        self.usual = _Rate(0.6, memory=300, weight=6)  # the first tokens' of all texts
+        self.usual = _Rate(_USUAL_PRIOR, memory=300, weight=6)  # the first tokens' of all texts
         self.speed = _Rate(1.0, memory=30, weight=8)  # tokens that a unit of cost writes in rounds of this kind
         self._faded = 0  # rounds whose fading the rates by confidence have yet to see: most texts of a batch never ask
 
@@ -149,6 +151,10 @@ class _Record:
         last, usual = self.first.value, self.usual.value
         self.first = _Rate((1 - _LIKE_ANY) * last + _LIKE_ANY * usual, memory=40, weight=_CARRIED)
 
+    def forgive(self) -> None:
+        """A text goes by without drafts of this kind: what is known of all texts counts a little less."""
+        self.usual.see(_USUAL_PRIOR * _FORGIVEN, _FORGIVEN)
+
     def fade(self, rounds: int = 1) -> None:
         """So many rounds went by without a draft of this kind."""
         self.first.fade(_FADE**rounds)
@@ -177,6 +183,8 @@ class AutoLength:
         """See ``LengthPolicy``."""
         self._take_in()
         self._unread, self._saved = unread, 0.0
+        if unread:
+            self._drawn.forgive()
         self._credits = {kind: min(max(credit, _CREDIT), _MOST_CARRIED) for kind, credit in self._credits.items()}
         for record in (self._drawn, self._free):
             record.begin()
@@ -184,7 +192,7 @@ class AutoLength:
     def repays(self, unread: int, left: int) -> bool:
         """See ``LengthPolicy``: plain steps saved until a text ends, which is on average half way to where it must."""
         self._take_in()
-        chance, later = self._drawn.first.value, self._drawn.later.value
+        chance, later = self._drawn.first.optimistic, self._drawn.later.value
         best, written = 1.0, 1.0
         for k in range(1, self._max_length + 1):
             written += chance * later ** (k - 1)
