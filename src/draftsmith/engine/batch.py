@@ -71,8 +71,8 @@ class Engine:
     ) -> None:
         """``draft_model``: the one behind ``drafter``, whose caches count too. ``num_draft_tokens``: how many to draft
         a round where the request does not say; None chooses by ``costs``, which is called once, when first needed.
-        Under the rejection rule, what is sampled depends on the lengths of drafts and so on the batch; under
-        ``coupled``, and greedily, it does not.
+        Under the rejection rule, what is sampled depends on the lengths of drafts and so on the batch, though not on
+        the clock; under ``coupled``, and greedily, it does not.
 
         Raises UsageError when a draft length is to be chosen and there are no costs.
         """
