@@ -205,7 +205,7 @@ def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int
     """Alone they are the measured ones. Where a row always costs the same, nothing is gained by a draft: v(m) = m, and
     what its handling keeps the others waiting for is lost."""
     drafting = min(drafting, writing)
-    handling = 0.0 if tokens == 1 else 0.01 * (writing - 1)
+    handling = 0.0 if tokens == 1 else 0.02 * (writing - 1)
     measured = BatchCosts(COSTS)
     assert measured.draft_step == COSTS.draft_step
     assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))

@@ -24,7 +24,7 @@ MEASURED = CostModel(0.2, (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7), draft_read=0
 PLAIN_S = 0.02
 
 
-def watched(draft_factor: float, check_factor: float, *, speed: float = 1.0, rounds: int = 40) -> StepWatch:
+def watched(draft_factor: float, check_factor: float, *, speed: float = 1.0, rounds: int = 60) -> StepWatch:
     """A watch after ``rounds`` plain steps and as many with two drafts of three tokens, on such a machine."""
     watch = StepWatch(MEASURED)
     plain = MEASURED.verify_cost(4)
@@ -38,21 +38,21 @@ def watched(draft_factor: float, check_factor: float, *, speed: float = 1.0, rou
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize(("draft_factor", "check_factor"), [(1.0, 1.0), (1.7, 1.0), (1.0, 2.0), (0.6, 1.4)])
+@pytest.mark.parametrize(("draft_factor", "check_factor"), [(1.0, 1.0), (1.7, 1.0), (1.0, 2.0), (0.85, 1.4)])
 def test_what_is_dearer_than_it_was_is_found(draft_factor: float, check_factor: float, speed: float) -> None:
-    """To 15 %: the measurement before counts for one plain step. How fast the machine is as a whole says nothing."""
+    """To 20 %: the measurement before counts for two plain steps. How fast the machine is as a whole says nothing."""
     watch = watched(draft_factor, check_factor, speed=speed)
-    assert watch.draft_factor == pytest.approx(draft_factor, rel=0.15)
-    assert watch.check_factor == pytest.approx(check_factor, rel=0.15)
+    assert watch.draft_factor == pytest.approx(draft_factor, rel=0.2)
+    assert watch.check_factor == pytest.approx(check_factor, rel=0.2)
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=30, max_size=60))
-def test_a_clock_gone_mad_does_no_more_than_a_factor_of_three(seconds: list[float]) -> None:
+def test_a_clock_gone_mad_does_only_so_much(seconds: list[float]) -> None:
     watch = StepWatch(MEASURED)
     for i, value in enumerate(seconds):
         watch.see(BatchStep(2, 2 + i % 3, i % 3, i % 3, i % 3), value, value)
-        assert 1 / 3 <= watch.draft_factor <= 3
-        assert 1 / 3 <= watch.check_factor <= 3
+        assert 0.8 <= watch.draft_factor <= 3
+        assert 0.8 <= watch.check_factor <= 3
 
 
 def test_one_disturbance_is_not_believed() -> None:

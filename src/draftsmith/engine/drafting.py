@@ -27,7 +27,7 @@ from draftsmith.types import Draft, VerificationRule
 
 __all__ = ["BatchCosts", "BatchDrafter"]
 
-_HANDLING = 0.01  # of a plain step of a text alone: to ask for a draft, judge it and learn from it, in Python
+_HANDLING = 0.02  # of a plain step of a text alone: to ask for a draft, judge it and learn from it, in Python
 _QUESTIONS = 32  # over which the share that brought a draft is averaged
 _MEMORY = 8  # rounds with drafts, over which the number of texts that draft is averaged
 

@@ -16,10 +16,10 @@ __all__ = ["BatchStep", "StepWatch"]
 _WINDOW, _ENOUGH = 16, 4  # steps whose median is what a plain step takes just now
 _STALE = 16  # steps with drafts, after which the last plain ones say nothing any more
 _SHORT_S = 5e-4  # what is shorter tells of Python, not of models
-_PRIOR = 1.0  # plain steps of cost that the measurement before counts for
+_PRIOR = 2.0  # plain steps of cost that the measurement before counts for
 _KEEP = 1 - 1 / 32
 _FADE = 0.995  # of what is known, in a step without drafts: what was given up is tried again
-_MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
+_LEAST, _MOST = 0.8, 3.0  # a correction beyond is a fault of the clock; to hope for much less costs more than it gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class _Factor:
 
     def _settle(self) -> None:
         ratio = (self._found + _PRIOR) / (self._expected + _PRIOR)
-        self.value = min(max(ratio, 1 / _MOST), _MOST)
+        self.value = min(max(ratio, _LEAST), _MOST)
 
 
 def _typical(seconds: deque[float]) -> float | None:
