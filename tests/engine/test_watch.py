@@ -55,6 +55,15 @@ def test_a_clock_gone_mad_does_only_so_much(seconds: list[float]) -> None:
         assert 0.8 <= watch.check_factor <= 3
 
 
+def test_where_rows_cost_nothing_or_less_nothing_is_learnt_of_them() -> None:
+    """Costs may come from anywhere; measured ones never fall."""
+    for verify in ((1.0, 1.0), (1.0, 0.4, 0.1)):
+        watch = StepWatch(CostModel(0.0, verify))
+        for rows in (1, 1, 1, 1, *[4] * 40):
+            watch.see(BatchStep(1, rows, int(rows > 1), rows - 1, 1), PLAIN_S, PLAIN_S)
+        assert (watch.draft_factor, watch.check_factor) == (1.0, 1.0)
+
+
 def test_one_disturbance_is_not_believed() -> None:
     watch = watched(1.0, 1.0)
     watch.see(BatchStep(writing=4, rows=8), 0.0, 100 * PLAIN_S)

@@ -59,7 +59,7 @@ class StepWatch:
     def see(self, step: BatchStep, draft_s: float, check_s: float) -> None:
         """Compare the seconds of a step's drafts and of its forward with those expected of them."""
         verify, plain = self._costs.verify_cost, self._costs.verify_cost(step.writing)
-        extra = verify(step.rows) - plain
+        extra = max(0.0, verify(step.rows) - plain)
         self._any.append(check_s / (plain + extra * self.check_factor))
         if step.rows == step.writing:
             self._plain.append(check_s / plain)
@@ -85,6 +85,8 @@ class _Factor:
 
     def see(self, found: float, expected: float) -> None:
         """In plain steps. What is far off is a disturbance, and counts as much as what is just possible."""
+        if expected <= 0:
+            return  # nothing was to be paid, so no factor tells what was
         self._found = self._found * _KEEP + min(max(found, -expected), (_MOST + 1) * expected)
         self._expected = self._expected * _KEEP + expected
         self._settle()
