@@ -81,6 +81,17 @@ def test_the_same_text_with_every_drafter_alone_and_together(grammar: Grammar, p
         assert list(map(written, together)) == list(map(written, plain)), name
 
 
+def test_what_must_follow_is_drafted_in_a_batch_too_whose_texts_rest() -> None:
+    """While there is a choice nothing can be copied, and the texts are asked more rarely; then all is forced."""
+    forced = "-this text has no choice at all, nor any end so far"
+    params = dataclasses.replace(GREEDY, grammar=Grammar("regex", "[a-h]{17}" + forced))
+    engine = LLM(LoadedModel("fake", SharedFakeModel(0), byte_tokenizer()), PromptLookupDrafter(9, 9))
+    for reply in engine.generate(["zzz", "yyy", "xxx", "www"], params):
+        assert reply.speculation is not None
+        assert reply.text.endswith(forced)
+        assert reply.speculation.num_accepted_tokens >= len(forced) - len(forced) // 16 - 1
+
+
 @pytest.mark.parametrize("name", drafters())
 @pytest.mark.parametrize("rule", ["coupled", "rejection"])
 def test_every_reply_has_the_form(name: str, rule: VerificationRule) -> None:

@@ -127,6 +127,26 @@ def test_the_engine_tells_what_its_steps_were(monkeypatch: pytest.MonkeyPatch) -
     assert all((step.rows > step.writing) is (step.drawing > 0) for step, *_ in seen)
 
 
+def test_a_forward_that_went_wrong_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BatchStep] = []
+    monkeypatch.setattr(StepWatch, "see", lambda _, step, *__: seen.append(step))
+    target = SharedFakeModel()
+    drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
+    engine = Engine(target, drafter=drafter, costs=lambda: COSTS)
+    handle = engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY))
+    while not seen:
+        engine.step()
+    seen.clear()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no forward")
+
+    monkeypatch.setattr(target, "forward", fail)
+    engine.step()
+    assert handle.error is not None
+    assert not seen
+
+
 @pytest.mark.parametrize(
     ("rule", "greedy", "heeds"), [("coupled", False, True), ("rejection", True, True), ("rejection", False, False)]
 )
