@@ -3,24 +3,26 @@
     python -m benchmarks.plan_accuracy FOLDER --target REF --candidate REF --prompts FILE.jsonl --seconds 160
     python -m benchmarks.plan_accuracy FOLDER --summary
 
-A combination is a target, a candidate and a file of prompts ("built-in" for our own set). It has turns: a plan, then a
-pass over the prompts, each of which is answered plainly, at every draft length in turn, and with lengths chosen round
-by round (auto, which goes on with what it has learnt), ``--repeats`` times: of what a reply took, the median counts. A
-machine that others use is another one a minute later, so each plan's prediction is compared with the pass that follows
-it, and what it tells to use (a length, auto, or no draft) with the best of the sweep over all passes; of the turns the
-medians count. Each call does the steps that are still missing while its seconds last, and keeps every result in FOLDER,
-so that a long experiment can be made in short quiet windows. The aim: predictions within 8 % of the measured speed-up
-in 9 of 10 combinations, choices within 3 % of the best.
+A combination is a target, a candidate and a file of prompts ("built-in" for our own set). It has turns. In each, a plan
+is made, and the prompts are answered plainly, at every draft length in turn, and with lengths chosen round by round
+(auto, which goes on with what it has learnt), ``--repeats`` times: of what a reply took, the median counts. A machine
+that others use is another one a minute later, so the two go on together: before each of the moments in which the plan
+times steps, some of the prompts are answered. The plan's prediction is compared with the replies of its turn, and what
+it tells to use (a length, auto, or no draft) with the best of the sweep over all turns; of the turns the medians count.
+Each call does the turns that are still missing while its seconds last, and keeps every result in FOLDER, so that a long
+experiment can be made in short quiet windows. The aim: predictions within 8 % of the measured speed-up in 9 of 10
+combinations, choices within 3 % of the best.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--lengths", default="1,2,3,4,6,8", help="draft lengths of the sweep")
-    parser.add_argument("--passes", type=int, default=3, help="over the prompts, of the sweep")
+    parser.add_argument("--turns", type=int, default=3, help="plans, each with its own pass over the prompts")
     parser.add_argument("--repeats", type=int, default=3, help="of every reply in a pass, of which the median counts")
-    parser.add_argument("--seconds", type=float, default=160.0, help="begin no step after so many")
+    parser.add_argument("--seconds", type=float, default=160.0, help="begin no turn after so many")
     parser.add_argument("--summary", action="store_true")
     add_record_option(parser)
     args = parser.parse_args(arguments)
@@ -66,72 +68,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known: dict[str, Any] = (
         json.loads(path.read_text()) if path.exists() else {"combination": path.stem, "plans": [], "passes": []}
     )
+    file = None if args.prompts == "built-in" else Path(args.prompts)
+    items = select_prompts(read_prompts(file), args.limit, args.per_category)
     began, longest = time.monotonic(), 0.0
-    for name, step in _steps(args, known):
+    for turn in range(len(known["plans"]), args.turns):
         if longest and time.monotonic() - began + longest > args.seconds:
-            print(f"{path.stem}: stopped before {name}; the same command goes on")
+            print(f"{path.stem}: stopped before turn {turn + 1}; the same command goes on")
             return 0
         started = time.monotonic()
-        step()
+        _turn(args, items, known)
         longest = max(longest, time.monotonic() - started)
-        with atomic_file(path) as file:
-            file.write((json.dumps(known, indent=1) + "\n").encode())
+        with atomic_file(path) as written:
+            written.write((json.dumps(known, indent=1) + "\n").encode())
     print(f"{path.stem}: complete")
     return 0
 
 
-def _steps(args: argparse.Namespace, known: dict[str, Any]) -> list[tuple[str, Callable[[], None]]]:
-    """What is still to be done, in order; each writes its result into ``known``."""
-    file = None if args.prompts == "built-in" else Path(args.prompts)
-    items = select_prompts(read_prompts(file), args.limit, args.per_category)
+def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> None:
+    """A plan, and a pass over the prompts in between; both are written into ``known``."""
     sampling = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
-    steps: list[tuple[str, Callable[[], None]]] = []
-    for turn in range(args.passes):
-        if turn >= len(known["plans"]):
-            steps.append((f"plan {turn + 1}", partial(_plan, args, items, sampling, known)))
-        if turn >= len(known["passes"]):
-            steps.append((f"pass {turn + 1}", partial(_pass, args, items, sampling, known, turn)))
-    return steps
+    answers: dict[str, dict[str, tuple[float, int]]] = {}
+    answering = _pass(args, items, sampling, len(known["passes"]), answers)
+    next(answering)  # loads and warms up
 
+    def go_on(done: int, moments: int, what: str) -> None:
+        if what.startswith("timing rounds"):
+            for _ in islice(answering, math.ceil(len(items) * (done + 1) / moments) - len(answers["0"])):
+                pass
 
-def _plan(
-    args: argparse.Namespace, items: Sequence[PromptItem], sampling: SamplingParams, known: dict[str, Any]
-) -> None:
-    plan = make_plan(LLM(args.target, "none"), [args.candidate], items, sampling)
+    plan = make_plan(LLM(args.target, "none"), [args.candidate], items, sampling, report=go_on)
+    for _ in answering:
+        pass
     [candidate] = plan.candidates
-    found = {
-        "choice": "0" if plan.best is None else "auto" if candidate.gain == candidate.measured_auto else "k",
-        "predicted": {str(k): gain for k, gain in candidate.forecast.by_length.items()},
-        "best": candidate.forecast.num_draft_tokens,
-        "measured": candidate.measured,
-        "measured_auto": candidate.measured_auto,
-        "plain_step_s": candidate.costs.plain_s,
-        "draft_cost_c": candidate.costs.draft_cost,
-        "draft_call_cost": candidate.costs.draft_call,
-        "round_factor": candidate.costs.round_factor,
-        "verify_cost_v": {str(size): cost for size, cost in candidate.costs.verify.items()},
-    }
-    known["plans"].append(found)
+    known["plans"].append(
+        {
+            "choice": "0" if plan.best is None else "auto" if candidate.gain == candidate.measured_auto else "k",
+            "predicted": {str(k): gain for k, gain in candidate.forecast.by_length.items()},
+            "best": candidate.forecast.num_draft_tokens,
+            "measured": candidate.measured,
+            "measured_auto": candidate.measured_auto,
+            "plain_step_s": candidate.costs.plain_s,
+            "draft_cost_c": candidate.costs.draft_cost,
+            "draft_call_cost": candidate.costs.draft_call,
+            "round_factor": candidate.costs.round_factor,
+            "verify_cost_v": {str(size): cost for size, cost in candidate.costs.verify.items()},
+        }
+    )
+    known["passes"].append(answers)
 
 
 def _pass(
-    args: argparse.Namespace, items: Sequence[PromptItem], sampling: SamplingParams, known: dict[str, Any], number: int
-) -> None:
-    """Seconds and tokens of every prompt, by draft length or auto; 0 is plain. Who begins moves on all the time."""
+    args: argparse.Namespace,
+    items: Sequence[PromptItem],
+    sampling: SamplingParams,
+    number: int,
+    answers: dict[str, dict[str, tuple[float, int]]],
+) -> Iterator[None]:
+    """Seconds and tokens of every prompt, by draft length or auto, into ``answers``; 0 is plain. One prompt at a time.
+
+    Who begins moves on all the time. Before all others the first prompt is answered once, to warm up.
+    """
     target = LLM(args.target, "none")
     drafter = load_drafter(args.candidate, target.target, EngineOptions())
     if drafter is None:
         raise UsageError(f"the candidate is {args.candidate}; name a drafter")
-    lengths = args.lengths.split(",")
     ways = {"0": target, "auto": LLM(target.target, args.candidate)}
-    ways |= {k: LLM(target.target, drafter.drafter, num_draft_tokens=int(k)) for k in lengths}
-    order = list(ways)
-    found: dict[str, dict[str, tuple[float, int]]] = {k: {} for k in order}
-    for place, item in enumerate([items[0], *items]):  # the first one warms up
+    ways |= {k: LLM(target.target, drafter.drafter, num_draft_tokens=int(k)) for k in args.lengths.split(",")}
+    answers |= {k: {} for k in ways}
+    _in_turn(ways, items[0], sampling, 0)
+    yield
+    for place, item in enumerate(items):
         spent = [_in_turn(ways, item, sampling, place + number + again) for again in range(args.repeats)]
-        for k in order:
-            found[k][item.id] = (median(one[k][0] for one in spent), spent[0][k][1])
-    known["passes"].append(found)
+        for k in ways:
+            answers[k][item.id] = (median(one[k][0] for one in spent), spent[0][k][1])
+        yield
 
 
 def _in_turn(
@@ -166,7 +176,7 @@ def sweep(passes: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict
 def judge_turn(
     plan: Mapping[str, Any], its_pass: Mapping[str, Any], swept: Mapping[str, float]
 ) -> tuple[dict[str, Any], float, float]:
-    """What one plan said and gave; its error, by the pass that followed it; and what its choice loses to the best.
+    """What one plan said and gave; its error, by the pass of its turn; and what its choice loses to the best.
 
     ``told``: the speed-up that the plan measured of its choice and tells to expect; ``given``: that of the pass.
 

@@ -18,7 +18,9 @@ from benchmarks import common, curves, experts, llama_cpp_peer, plan_accuracy, p
 from benchmarks.perplexity import log_probabilities, python_reference
 from draftsmith.engine.loading import load_model
 from draftsmith.engine.options import EngineOptions
-from draftsmith.measure.prompts import read_prompts
+from draftsmith.measure import rounds
+from draftsmith.measure.costs import CostCurves
+from draftsmith.measure.prompts import PromptItem, read_prompts
 from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate import CostModel, RoundRecord, Trace, compare_vocabularies, trace_json
 from draftsmith.speculate.retokenize import ByteEncoder
@@ -114,21 +116,48 @@ def test_a_missing_peer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """No seconds: one step a call. The sweep has what the plan predicts, and a verdict comes when there is one."""
+    """No seconds: one turn a call. The sweep has what the plan predicts, and a verdict comes when there is one."""
     folder, model = tmp_path / "runs", str(tiny_folder(tmp_path / "tiny"))
     arguments = [str(folder), "--target", model, "--candidate", "lookup", "--limit", "1", "--max-new-tokens", "12"]
     assert plan_accuracy.main([str(folder), "--summary"]) == 1
     said = []
-    for _ in range(4):
-        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--passes", "2", "--seconds", "0"]) == 0
+    for _ in range(2):
+        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--turns", "2", "--seconds", "0"]) == 0
         said.append(capsys.readouterr().out.splitlines()[-1])
-    assert said[0].endswith("stopped before pass 1; the same command goes on")
-    assert said[2].endswith("stopped before pass 2; the same command goes on")
-    assert said[3].endswith("complete")
+    assert said[0].endswith("stopped before turn 2; the same command goes on")
+    assert said[1].endswith("complete")
     assert plan_accuracy.main([str(folder), "--summary"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     [combination] = found["combinations"]
     assert combination["combination"] == "tiny--lookup--built-in"
+    assert len(combination["turns"]) == 2
+
+
+def test_prompts_are_answered_between_the_moments_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two at a time of ten, all of them before the last moment begins."""
+    order: list[str] = []
+    answered, measured = plan_accuracy._in_turn, rounds.measure_costs
+
+    def answer(ways: Any, item: PromptItem, *rest: Any) -> Any:
+        order.append(item.id)
+        return answered(ways, item, *rest)
+
+    def measure(*args: Any, **options: Any) -> CostCurves:
+        order.append("moment")
+        return measured(*args, **options)
+
+    monkeypatch.setattr(plan_accuracy, "_in_turn", answer)
+    monkeypatch.setattr(rounds, "measure_costs", measure)
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"p{i}", "category": "any", "turns": [f"{i} abc abc abc"]} for i in range(10)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [str(tmp_path), "--target", str(tiny_folder(tmp_path / "tiny")), "--candidate", "lookup"]
+    arguments += ["--prompts", str(prompts), "--per-category", "99", "--max-new-tokens", "6", "--lengths", "2"]
+    assert plan_accuracy.main([*arguments, "--turns", "1", "--repeats", "1"]) == 0
+    expected = ["p0"]
+    for i in range(0, 10, 2):
+        expected += [f"p{i}", f"p{i + 1}", "moment"]
+    assert order == expected
 
 
 def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:

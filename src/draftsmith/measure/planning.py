@@ -91,10 +91,7 @@ def make_plan(
     options = dict(options or {})
     opened = [drafter_parts(name, target.target, options) for name in names]  # what cannot be is told before any work
     replies = write_replies(target, items, sampling, report)
-    candidates = [
-        _candidate(parts, target, replies, costs, lambda what, i=i: report(i, len(names), what))
-        for i, parts in enumerate(opened)
-    ]
+    candidates = [_candidate(parts, target, replies, costs, report) for parts in opened]
     del opened  # the runs in earnest open theirs anew
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
     found = [candidate for candidate, _ in ranked]
@@ -122,14 +119,19 @@ def _candidate(
     target: LLM,
     replies: Sequence[PlainReply],
     elsewhere: EngineCosts | None,
-    report: Any,
+    report: Report,
 ) -> Candidate:
-    report(f"reading with {parts.name}")
     if elsewhere is None:
-        costs = measure_round_costs(target, parts.drafter, parts.model.model if parts.model else None, replies)
+        draft = parts.model.model if parts.model else None
+        costs = measure_round_costs(
+            target, parts.drafter, draft, replies, lambda *state: report(*state[:2], f"{state[2]} with {parts.name}")
+        )
     else:
         costs = elsewhere.curves(parts.name, drafts=parts.model is not None)
-    hits = [parts.hits(target.target, reply) for reply in replies]
+    hits = []
+    for place, reply in enumerate(replies):
+        report(place, len(replies), f"reading with {parts.name}")
+        hits.append(parts.hits(target.target, reply))
     cheaper = forecast(replies, hits, at_half_cost(costs))
     return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import fmean, median
 
 from draftsmith.engine import LLM
-from draftsmith.measure.conversation import forget_caches
+from draftsmith.measure.conversation import Report, forget_caches, tell_nobody
 from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.plan import PlainReply
 from draftsmith.model.protocol import Model
@@ -30,11 +30,17 @@ REPLIES, ENOUGH_S = 4, 1.5  # begun at each moment, unless so many seconds have 
 LENGTHS = (2, 6)
 
 
-def measure_round_costs(plain: LLM, drafter: Drafter, draft: Model | None, replies: Sequence[PlainReply]) -> CostCurves:
+def measure_round_costs(
+    plain: LLM,
+    drafter: Drafter,
+    draft: Model | None,
+    replies: Sequence[PlainReply],
+    report: Report = tell_nobody,
+) -> CostCurves:
     """The costs of ``drafter``, whose model is ``draft``, after as much text as ``replies`` had.
 
     At each moment steps are timed, and the beginnings of some replies are written plainly, at two draft lengths, and
-    plainly again: what drifts meanwhile cancels.
+    plainly again: what drifts meanwhile cancels. ``report`` is told of each moment before it begins.
     """
     context = int(median(len(reply.prompt_ids) + len(reply.token_ids) // 2 for reply in replies))
     text = [*replies[0].prompt_ids, *replies[0].token_ids] * (1 + context // len(replies[0].prompt_ids))
@@ -43,6 +49,7 @@ def measure_round_costs(plain: LLM, drafter: Drafter, draft: Model | None, repli
     curves: list[CostCurves] = []
     written: list[tuple[float, tuple[RoundRecord, ...]]] = []
     for moment in range(MOMENTS):
+        report(moment, MOMENTS, "timing rounds")
         costs = measure_costs(plain.target.model, draft, text[:context], repeats=REPEATS, sampling=replies[0].sampling)
         curves.append(costs)
         began = time.monotonic()
