@@ -138,16 +138,21 @@ def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: l
 
 
 def test_where_asking_others_has_brought_little_the_first_pause_is_longer() -> None:
-    """Eight texts, then eight more: of the latter each is asked at once, and then left alone for longer."""
+    """Eight texts, then eight more: of the latter none is asked in its first rounds, and each more rarely."""
     drafter = Silent()
     engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: COSTS)
 
-    def asked() -> int:
+    def asked() -> tuple[int, int]:
         before = drafter.asked
-        run(engine, *[engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(8)])
-        return drafter.asked - before
+        handles = [engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(8)]
+        for _ in range(3):  # one reads the prompts
+            engine.step()
+        at_once = drafter.asked - before
+        run(engine, *handles)
+        return at_once, drafter.asked - before
 
-    first, second = asked(), asked()
+    (at_once, first), (later, second) = asked(), asked()
+    assert (at_once, later) == (8, 0)
     assert 8 <= second < first
 
 

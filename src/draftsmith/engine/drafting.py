@@ -154,7 +154,7 @@ class BatchDrafter:
     def _draft(self, parts: Mapping[Task, int], running: int) -> tuple[list[tuple[Task, Exception]], int | None]:
         """``draft``, and how many tokens draft models read for their drafts; None where they read for other reasons."""
         alone = len(parts) == 1
-        ready = [task for task in parts if self._is_due(task, alone=alone)]
+        ready = [task for task in parts if self._is_due(task, running, alone=alone)]
         if not ready:
             return [], 0
         begin = [task for task in ready if task.policy is None]
@@ -163,7 +163,6 @@ class BatchDrafter:
             self._set(writing=running, drafting=running, reading=0)
         for task in begin:
             self._begin(task, policies[task])
-            task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
         self._set_costs(ready, parts)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, DraftSteps]] = {}
@@ -193,7 +192,8 @@ class BatchDrafter:
                 read += 0 if draft.free else len(task.ids) - task.drafter_read
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
         for task in ready:
-            task.pause.settle(drafted=task.has_draft, texts=running)
+            if task.pause is not None:
+                task.pause.settle(drafted=task.has_draft, texts=running)
             self._brought += (task.has_draft - self._brought) / _QUESTIONS
         self._count(sum(task.has_draft for task in ready))
         failed = [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
@@ -210,15 +210,22 @@ class BatchDrafter:
         rows = len(parts) + sum(task.rows(0) for task in drafts)
         return BatchStep(len(parts), rows, len(drawn), max(drawn, default=0), read)
 
-    @staticmethod
-    def _is_due(task: Task, *, alone: bool) -> bool:
+    def _is_due(self, task: Task, running: int, *, alone: bool) -> bool:
         """Whether to ask for a draft now. Every text is looked at in every round, so what is quick comes first."""
         if task.session is None:
             return False
-        resting = not alone and isinstance(task.policy, AutoLength) and not task.pause.over()
+        resting = not alone and task.pause is not None and not task.pause.over()
         if (resting and not task.constrained) or not task.writing or task.max_draft <= 0 or task.has_draft:
             return False
+        if task.pause is None and self._length_for(task) is None:
+            task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
+            resting = not alone and not task.pause.over()
         return not task.propose_forced() and not resting
+
+    def _length_for(self, task: Task) -> int | None:
+        """The length of its drafts; None: to be chosen round by round."""
+        chosen = task.options.num_draft_tokens
+        return self._num_draft_tokens if chosen is None else chosen
 
     def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
         """Propose a draft that nobody has seen, where that can be."""
@@ -252,8 +259,7 @@ class BatchDrafter:
 
     def _new_policy(self, task: Task) -> LengthPolicy:
         """A fixed length, or one that begins with what was learnt, except where the text depends on it."""
-        chosen = task.options.num_draft_tokens
-        length = self._num_draft_tokens if chosen is None else chosen
+        length = self._length_for(task)
         if length is not None:
             return FixedLength(length)
         if self._costs is None or self._as_measured is None:

@@ -17,9 +17,8 @@ class Pause:
     """
 
     def __init__(self, length: int = 0) -> None:
-        """``length``: of a pause before the first question, if there had been one."""
-        self._length = length
-        self._left = 0
+        """``length``: rounds before the first question."""
+        self._length = self._left = length
 
     def over(self) -> bool:
         """Whether the text is to be asked in this round. Call it once a round."""

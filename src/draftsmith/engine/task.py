@@ -25,7 +25,7 @@ class Task:
     ``number``: the order of arrival. ``ids``: prompt and reply. ``constrained``: whether a grammar may force tokens.
     ``drafts``: whether it may draft; ``session`` and ``policy`` are there then, from when they are needed.
     ``drafter_read``: about how many of ``ids`` the session has read. ``place``: where its drafts may be checked unseen,
-    if anywhere. ``pause``: of asking it for drafts.
+    if anywhere. ``pause``: of asking it for drafts, from when it writes; none where their lengths are fixed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Task:
         self.policy: LengthPolicy | None = None
         self.drafts = drafts
         self.drafter_read = 0
-        self.pause = Pause()
+        self.pause: Pause | None = None
         self._cache: KVCache | None = None
         self._noise = Noise(request.sampling.seed or 0)
         self._text = TextState(request)
