@@ -6,7 +6,9 @@ Waves: so many clients at once, each of which asks one prompt after the other, s
 prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
 of them are idle. Tokens per second: all reply tokens of a wave / its wall time, prompts included. Ratios are medians
 over the waves of one size, each of ours against the better of llama-server's two on the same prompts. Beside the median
-of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves.
+of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves, and the
+same by the processor time of the servers (of both threads, where the system tells): it leaves out what others on the
+host took away from either, which on a machine with neighbours is more than what is looked for.
 ``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -21,7 +24,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,12 +44,13 @@ PLAIN, DRAFTED, PEER_PLAIN, PEER_DRAFTED = "ours, plain", "ours, drafting", "lla
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """What a wave of chats took. ``firsts``: seconds to each reply's first text."""
+    """What a wave of chats took. ``firsts``: seconds to each reply's first text. ``processor_s``: of the server."""
 
     tokens: int
     seconds: float
     firsts: tuple[float, ...]
     texts: tuple[str, ...]
+    processor_s: float | None = None
 
     @property
     def rate(self) -> float:
@@ -85,9 +89,18 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def processor_s(pid: int) -> float | None:
+    """Seconds that all threads of a process have computed so far; None where there is no ``/proc`` to tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def served(command: Sequence[str], port: int) -> Iterator[str]:
-    """The address of a server while it runs. Raises RuntimeError when it does not come up."""
+def served(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
+    """The address and process of a server while it runs. Raises RuntimeError when it does not come up."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + READY_S
     try:
@@ -98,7 +111,7 @@ def served(command: Sequence[str], port: int) -> Iterator[str]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} did not come up; try it by hand: {' '.join(command)}")
             time.sleep(0.2)
-        yield address
+        yield address, process.pid
     finally:
         process.terminate()
         try:
@@ -148,7 +161,9 @@ def in_turn(items: Sequence[PromptItem]) -> list[str]:
     return [items[i].turns[0] for i in sorted(range(len(items)), key=lambda i: places[i])]
 
 
-def measure(options: argparse.Namespace, ways: dict[str, Endpoint]) -> dict[int, dict[str, list[Wave]]]:
+def measure(
+    options: argparse.Namespace, ways: dict[str, Endpoint], processes: Mapping[str, int]
+) -> dict[int, dict[str, list[Wave]]]:
     """All waves, by size and server."""
     items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
     asked, place = in_turn(items), 0
@@ -166,7 +181,11 @@ def measure(options: argparse.Namespace, ways: dict[str, Endpoint]) -> dict[int,
             place += len(wave)
             order = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
             for name in order:
-                rows[name].append(ask_all(ways[name], wave, size, sampling))
+                before = processor_s(processes[name])
+                asked_all = ask_all(ways[name], wave, size, sampling)
+                after = processor_s(processes[name])
+                spent = None if before is None or after is None else after - before
+                rows[name].append(replace(asked_all, processor_s=spent))
                 print(f"{size} at once, {name}: {rows[name][-1].rate:.1f} tokens/s", file=sys.stderr)
     return found
 
@@ -187,6 +206,10 @@ def compare(found: dict[int, dict[str, list[Wave]]]) -> tuple[list[dict[str, Any
         plain_s, drafted_s = ([1 / one.rate for one in waves[name]] for name in (PLAIN, DRAFTED))  # for each token
         row["drafting_over_plain_all"] = sum(plain_s) / sum(drafted_s)
         row["drafting_over_plain_interval"] = ratio_interval(plain_s, drafted_s)
+        spent = [[one.processor_s / one.tokens for one in waves[n] if one.processor_s] for n in (PLAIN, DRAFTED)]
+        if all(len(one) == len(turns) for one in spent):
+            row["by_processor_time"] = sum(spent[0]) / sum(spent[1])
+            row["by_processor_time_interval"] = ratio_interval(spent[0], spent[1])
         peers = [waves[name] for name in (PEER_PLAIN, PEER_DRAFTED) if name in waves]
         if peers:
             best = [max(one[t].rate for one in peers) for t in turns]
@@ -202,17 +225,23 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     speeds = [
         [
             row["size"], *(row["tokens_per_s"][name] for name in names), row["drafting_over_plain"],
-            "{:.2f} ({:.2f} to {:.2f})".format(row["drafting_over_plain_all"], *row["drafting_over_plain_interval"]),
+            _between(row["drafting_over_plain_all"], row["drafting_over_plain_interval"]),
+            _between(row.get("by_processor_time"), row.get("by_processor_time_interval")),
             *([row["over_llama_server"]] if peers else []),
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["chats at once", *(f"{name}, tokens/s" for name in names), "drafting / plain", "all waves"]
+    head = ["chats at once", *(f"{name}, tokens/s" for name in names)]
+    head += ["drafting / plain", "all waves", "by processor time"]
     firsts = [[row["size"], *(1e3 * row["first_p95_s"][name] for name in names)] for row in rows]
     return [
         table([*head, *(["drafting / llama-server's best"] if peers else [])], speeds),
         table(["chats at once", *(f"{name}, first text p95, ms" for name in names)], firsts),
     ]
+
+
+def _between(value: float | None, interval: Sequence[float] | None) -> str:
+    return "" if value is None or interval is None else "{:.2f} ({:.2f} to {:.2f})".format(value, *interval)
 
 
 def main() -> int:
@@ -226,13 +255,14 @@ def main() -> int:
         peers = (PEER_PLAIN, PEER_DRAFTED)
         commands |= {name: partial(peer_command, program, options, drafting=name == PEER_DRAFTED) for name in peers}
     with contextlib.ExitStack() as stack:
-        ways = {}
+        ways, processes = {}, {}
         for name, command in commands.items():
             port = free_port()
-            found = find_endpoint(stack.enter_context(served(command(port=port), port)))
+            address, processes[name] = stack.enter_context(served(command(port=port), port))
+            found = find_endpoint(address)
             cached = {"cache_prompt": True} if found.kind == "llama.cpp" else {}
             ways[name] = replace(found, fields={**found.fields, **cached})
-        rows, same = compare(measure(options, ways))
+        rows, same = compare(measure(options, ways, processes))
     result = {
         "target": options.target.name, "draft": options.draft and options.draft.name,
         "ours_draft": Path(options.ours_draft).name,
