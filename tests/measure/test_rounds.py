@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -45,15 +46,24 @@ class BusyDrafter(ModelDrafter):
 class DisturbedModel(SlowModel):
     """Now and then another program has the machine for a tenth of a second."""
 
-    forwards = 0
+    share = 1 / 301
+
+    def __init__(self, clock: Clock, step_s: float) -> None:
+        super().__init__(clock, step_s)
+        self._random = Random(0)  # noqa: S311
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
-        self.forwards += 1
-        self.clock.seconds += 0.1 if self.forwards % 301 == 0 else 0.0
+        self.clock.seconds += 0.1 if self._random.random() < self.share else 0.0
         return super().forward(runs)
 
 
-@pytest.mark.parametrize("target", [SlowModel, DisturbedModel])
+class OftenDisturbedModel(DisturbedModel):
+    """In every second or third reply."""
+
+    share = 1 / 67
+
+
+@pytest.mark.parametrize("target", [SlowModel, DisturbedModel, OftenDisturbedModel])
 def test_what_lies_around_the_models_is_measured(monkeypatch: pytest.MonkeyPatch, target: type[SlowModel]) -> None:
     clock = clock_of_the_process(monkeypatch)
     plain = LLM(LoadedModel("target", target(clock, STEP_S), byte_tokenizer()), draft=None)
