@@ -37,6 +37,7 @@ SCRIPTS = (
     "experts",
     "install_size",
     "limits",
+    "load",
     "peers",
     "perplexity",
     "plan_accuracy",
