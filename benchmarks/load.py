@@ -8,7 +8,9 @@ of them are idle. Tokens per second: all reply tokens of a wave / its wall time,
 over the waves of one size, each of ours against the better of llama-server's two on the same prompts. Beside the median
 of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves, and the
 same by the processor time of the servers (of both threads, where the system tells): it leaves out what others on the
-host took away from either, which on a machine with neighbours is more than what is looked for.
+host took away from either, which on a machine with neighbours is more than what is looked for. A virtual machine is
+told how much of its processors others had: turns in which that was more than ``--stolen`` for one of the waves are
+not counted, as far as there are others.
 ``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
 """
 
@@ -44,13 +46,17 @@ PLAIN, DRAFTED, PEER_PLAIN, PEER_DRAFTED = "ours, plain", "ours, drafting", "lla
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """What a wave of chats took. ``firsts``: seconds to each reply's first text. ``processor_s``: of the server."""
+    """What a wave of chats took. ``firsts``: seconds to each reply's first text. ``processor_s``: of the server.
+
+    ``stolen``: share of the processors' time that other virtual machines had meanwhile.
+    """
 
     tokens: int
     seconds: float
     firsts: tuple[float, ...]
     texts: tuple[str, ...]
     processor_s: float | None = None
+    stolen: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -78,6 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stolen", type=float, default=0.02, help="share of the processors that others may have")
     add_record_option(parser)
     return parser.parse_args()
 
@@ -96,6 +103,15 @@ def processor_s(pid: int) -> float | None:
     except OSError:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def machine_ticks() -> tuple[int, int]:
+    """Time of all processors so far, stolen and altogether, in ticks; zeros where there is no ``/proc`` to tell."""
+    try:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    except OSError:
+        return 0, 0
+    return ticks[7], sum(ticks[:8])  # what comes after is contained in what comes before
 
 
 @contextlib.contextmanager
@@ -181,21 +197,35 @@ def measure(
             place += len(wave)
             order = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
             for name in order:
-                before = processor_s(processes[name])
-                asked_all = ask_all(ways[name], wave, size, sampling)
-                after = processor_s(processes[name])
+                (stolen, ticks), before = machine_ticks(), processor_s(processes[name])
+                one = ask_all(ways[name], wave, size, sampling)
+                after, (stolen_after, ticks_after) = processor_s(processes[name]), machine_ticks()
                 spent = None if before is None or after is None else after - before
-                rows[name].append(replace(asked_all, processor_s=spent))
-                print(f"{size} at once, {name}: {rows[name][-1].rate:.1f} tokens/s", file=sys.stderr)
+                share = (stolen_after - stolen) / max(1, ticks_after - ticks)
+                rows[name].append(replace(one, processor_s=spent, stolen=share))
+                print(f"{size} at once, {name}: {one.rate:.1f} tokens/s, {share:.1%} stolen", file=sys.stderr)
     return found
 
 
-def compare(found: dict[int, dict[str, list[Wave]]]) -> tuple[list[dict[str, Any]], bool]:
-    """A row of figures for each size, and whether our texts are the same with drafting and without."""
+def quiet_turns(waves: Mapping[str, Sequence[Wave]], stolen: float) -> list[int]:
+    """The turns in which no wave lost more than that share of the processors; at least the quieter half of all."""
+    lost = [max(list_[t].stolen for list_ in waves.values()) for t in range(len(waves[PLAIN]))]
+    allowed = max(stolen, sorted(lost)[(len(lost) - 1) // 2])
+    return [t for t, share in enumerate(lost) if share <= allowed]
+
+
+def compare(found: dict[int, dict[str, list[Wave]]], stolen: float = 1.0) -> tuple[list[dict[str, Any]], bool]:
+    """A row of figures for each size, and whether our texts are the same with drafting and without.
+
+    Figures are of turns in which others had no more than the share ``stolen`` of the processors, texts of all.
+    """
     rows, same = [], True
-    for size, waves in found.items():
-        turns = range(len(waves[PLAIN]))
-        row: dict[str, Any] = {"size": size}
+    for size, every in found.items():
+        same = same and all(a.texts == b.texts for a, b in zip(every[PLAIN], every[DRAFTED], strict=True))
+        quiet = quiet_turns(every, stolen)
+        waves = {name: [list_[t] for t in quiet] for name, list_ in every.items()}
+        turns = range(len(quiet))
+        row: dict[str, Any] = {"size": size, "waves": len(every[PLAIN]), "waves_counted": len(quiet)}
         row["tokens_per_s"] = {name: median(one.rate for one in list_) for name, list_ in waves.items()}
         # All chats of a size together: a wave of one client has too few for a percentile.
         row["first_p95_s"] = {
@@ -215,7 +245,6 @@ def compare(found: dict[int, dict[str, list[Wave]]]) -> tuple[list[dict[str, Any
             best = [max(one[t].rate for one in peers) for t in turns]
             row["over_llama_server"] = median(waves[DRAFTED][t].rate / best[t] for t in turns)
         rows.append(row)
-        same = same and all(waves[PLAIN][t].texts == waves[DRAFTED][t].texts for t in turns)
     return rows, same
 
 
@@ -224,14 +253,15 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     names, peers = list(rows[0]["tokens_per_s"]), "over_llama_server" in rows[0]
     speeds = [
         [
-            row["size"], *(row["tokens_per_s"][name] for name in names), row["drafting_over_plain"],
+            row["size"], f"{row['waves_counted']} of {row['waves']}",
+            *(row["tokens_per_s"][name] for name in names), row["drafting_over_plain"],
             _between(row["drafting_over_plain_all"], row["drafting_over_plain_interval"]),
             _between(row.get("by_processor_time"), row.get("by_processor_time_interval")),
             *([row["over_llama_server"]] if peers else []),
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["chats at once", *(f"{name}, tokens/s" for name in names)]
+    head = ["chats at once", "turns counted", *(f"{name}, tokens/s" for name in names)]
     head += ["drafting / plain", "all waves", "by processor time"]
     firsts = [[row["size"], *(1e3 * row["first_p95_s"][name] for name in names)] for row in rows]
     return [
@@ -262,7 +292,7 @@ def main() -> int:
             found = find_endpoint(address)
             cached = {"cache_prompt": True} if found.kind == "llama.cpp" else {}
             ways[name] = replace(found, fields={**found.fields, **cached})
-        rows, same = compare(measure(options, ways, processes))
+        rows, same = compare(measure(options, ways, processes), options.stolen)
     result = {
         "target": options.target.name, "draft": options.draft and options.draft.name,
         "ours_draft": Path(options.ours_draft).name,

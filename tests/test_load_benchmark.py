@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,25 @@ def test_texts_that_differ_are_noticed() -> None:
     other = replace(WAVE, texts=("a", "c"))
     _, same = load.compare({1: {load.PLAIN: [WAVE], load.DRAFTED: [other]}})
     assert not same
+
+
+def test_turns_in_which_others_had_the_machine_are_not_counted() -> None:
+    """But half of them always are, and a text that differs counts wherever it was written."""
+    found = {2: {load.PLAIN: waves(1, 1, 1), load.DRAFTED: waves(2, 1, 5)}}
+    found[2][load.DRAFTED][2] = replace(found[2][load.DRAFTED][2], stolen=0.3, texts=("a", "c"))
+    found[2][load.PLAIN][0] = replace(WAVE, stolen=0.05)
+    [row], same = load.compare(found, 0.1)
+    assert (row["waves_counted"], row["waves"], same) == (2, 3, False)
+    assert row["drafting_over_plain_all"] == pytest.approx(2 / 3)
+    [row], _ = load.compare(found, 0.01)
+    assert row["waves_counted"] == 2
+    assert load.quiet_turns({load.PLAIN: [replace(WAVE, stolen=each) for each in (0.5, 0.4, 0.3, 0.2)]}, 0.0) == [2, 3]
+    assert "2 of 3" in load.tables([row])[0]
+
+
+def test_time_that_others_had_is_read_from_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: "cpu  10 0 5 80 1 0 1 3 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    assert load.machine_ticks() == (3, 100)
 
 
 def test_a_share_of_the_best_peer_is_taken_wave_by_wave() -> None:
