@@ -19,7 +19,7 @@ from benchmarks.perplexity import log_probabilities, python_reference
 from draftsmith.engine.loading import load_model
 from draftsmith.engine.options import EngineOptions
 from draftsmith.measure import rounds
-from draftsmith.measure.costs import CostCurves
+from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.prompts import PromptItem, read_prompts
 from draftsmith.model.protocol import Model, TokenRun
 from draftsmith.speculate import CostModel, RoundRecord, Trace, compare_vocabularies, trace_json
@@ -137,7 +137,7 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
 def test_prompts_are_answered_between_the_moments_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two at a time of ten, all of them before the last moment begins."""
     order: list[str] = []
-    answered, measured = plan_accuracy._in_turn, rounds.measure_costs
+    answered, measured = plan_accuracy._in_turn, measure_costs
 
     def answer(ways: Any, item: PromptItem, *rest: Any) -> Any:
         order.append(item.id)

@@ -121,11 +121,12 @@ def _candidate(
     elsewhere: EngineCosts | None,
     report: Report,
 ) -> Candidate:
+    def tell(done: int, total: int, what: str) -> None:
+        report(done, total, f"{what} with {parts.name}")
+
     if elsewhere is None:
         draft = parts.model.model if parts.model else None
-        costs = measure_round_costs(
-            target, parts.drafter, draft, replies, lambda *state: report(*state[:2], f"{state[2]} with {parts.name}")
-        )
+        costs = measure_round_costs(target, parts.drafter, draft, replies, tell)
     else:
         costs = elsewhere.curves(parts.name, drafts=parts.model is not None)
     hits = []
