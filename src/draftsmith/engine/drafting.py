@@ -112,8 +112,8 @@ class BatchDrafter:
 
     def name_for(self, options: RequestOptions) -> str | None:
         """The drafter's name; None when this request is not to draft."""
-        length = self._num_draft_tokens if options.num_draft_tokens is None else options.num_draft_tokens
-        return self._drafter.name if self._drafter is not None and options.draft and length != 0 else None
+        drafts = options.draft and self._length_for(options) != 0
+        return self._drafter.name if self._drafter is not None and drafts else None
 
     def start(self, task: Task, session: DraftSession | None, read: int) -> None:
         """A session for ``task`` if it drafts: ``session``, whose text shares ``read`` tokens with it, or a new one."""
@@ -217,15 +217,14 @@ class BatchDrafter:
         resting = not alone and task.pause is not None and not task.pause.over()
         if (resting and not task.constrained) or not task.writing or task.max_draft <= 0 or task.has_draft:
             return False
-        if task.pause is None and self._length_for(task) is None:
+        if task.pause is None and self._length_for(task.options) is None:
             task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
             resting = not alone and not task.pause.over()
         return not task.propose_forced() and not resting
 
-    def _length_for(self, task: Task) -> int | None:
-        """The length of its drafts; None: to be chosen round by round."""
-        chosen = task.options.num_draft_tokens
-        return self._num_draft_tokens if chosen is None else chosen
+    def _length_for(self, options: RequestOptions) -> int | None:
+        """The length of a request's drafts; None: to be chosen round by round."""
+        return self._num_draft_tokens if options.num_draft_tokens is None else options.num_draft_tokens
 
     def _goes_unseen(self, task: Task, policy: LengthPolicy) -> bool:
         """Propose a draft that nobody has seen, where that can be."""
@@ -259,7 +258,7 @@ class BatchDrafter:
 
     def _new_policy(self, task: Task) -> LengthPolicy:
         """A fixed length, or one that begins with what was learnt, except where the text depends on it."""
-        length = self._length_for(task)
+        length = self._length_for(task.options)
         if length is not None:
             return FixedLength(length)
         if self._costs is None or self._as_measured is None:
