@@ -38,6 +38,7 @@ SCRIPTS = (
     "install_size",
     "limits",
     "load",
+    "load_by_costs",
     "peers",
     "perplexity",
     "plan_accuracy",

@@ -1,0 +1,221 @@
+"""Many chats at once by what their steps cost, not by a clock: whether drafting loses, free of a machine's noise.
+
+    python -m benchmarks.load_by_costs --target REF [--draft REF|lookup|auto] [--sizes 1,4,8,16] [--errors 1,1.3]
+
+Real models write real replies, with drafts and without, ``size`` at a time: who ends makes room for the next prompt,
+and counting ends when no prompt is left. But every step is taken to last what calibrated costs say: the forward by its
+rows, the draft model by its drafts and by what it reads. So two runs are the same to the last digit, and drafting that
+loses a hundredth shows. ``--errors``: checks and drafts really cost so many times what the engine was told, which it
+has to find out from the seconds of its steps, as on a machine that has changed since it was measured. ``--verify``:
+v(1), v(2), ... of another machine, with ``--draft-step`` and ``--draft-read``. What Python takes is not in it; for
+that, see ``benchmarks.load``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.common import add_record_option, report, table
+from benchmarks.load import in_turn
+from draftsmith.engine.batch import Engine
+from draftsmith.engine.calibration import Calibration
+from draftsmith.engine.drafting import BatchDrafter
+from draftsmith.engine.handle import Handle
+from draftsmith.engine.limits import EngineLimits
+from draftsmith.engine.loading import load_drafter, load_model
+from draftsmith.engine.options import EngineOptions
+from draftsmith.engine.task import Task
+from draftsmith.measure.prompts import built_in_prompts, read_prompts
+from draftsmith.speculate import CostModel
+from draftsmith.text import choose_format
+from draftsmith.types import Message, Request, SamplingParams
+
+UNIT_S = 0.03  # how long a plain step of one text is taken to last; only ratios are told
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--target", default="smollm2-135m-instruct", help="path, hub id or alias")
+    parser.add_argument("--draft", default="auto", help="path, hub id, alias, lookup or auto")
+    parser.add_argument("--sizes", default="1,4,8,16", help="chats at once, comma-separated; one after the other")
+    parser.add_argument("--chats", type=int, default=6, help="chats for each place")
+    parser.add_argument("--errors", default="1,1.3", help="factors on what drafts and checks cost, comma-separated")
+    parser.add_argument("--verify", help="v(1),v(2),...; as calibrated on this machine where it is not given")
+    parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
+    parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
+    parser.add_argument("--threads", type=int)
+    add_record_option(parser)
+    return parser.parse_args()
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds that steps were taken to last, and the tokens written by each moment."""
+
+    now: float = 0.0
+    moments: list[float] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
+
+    def note(self, tokens: int) -> None:
+        """So many tokens have been written by now."""
+        self.moments.append(self.now)
+        self.written.append(tokens)
+
+    def time_to(self, tokens: float) -> float:
+        """When so many had been written, in between by the rule of three."""
+        place = bisect.bisect_left(self.written, tokens)
+        before, since = (self.written[place - 1], self.moments[place - 1]) if place else (0, 0.0)
+        if place == len(self.written):
+            return self.moments[-1]
+        share = (tokens - before) / max(1, self.written[place] - before)
+        return since + share * (self.moments[place] - since)
+
+
+class ByCosts(BatchDrafter):
+    """A ``BatchDrafter`` that is told, in place of what steps took, what they should have taken."""
+
+    def __init__(self, inner: BatchDrafter, costs: CostModel, error: float, clock: Clock) -> None:
+        self.__dict__.update(inner.__dict__)
+        self._told, self._error, self._clock = costs, error, clock
+        self._draft_s = self._check_s = 0.0
+        self.num_drafts = 0
+
+    def draft(self, parts: Mapping[Task, int], running: int) -> list[tuple[Task, Exception]]:
+        """As ever; notes what the step consists of."""
+        read_before = {task: task.drafter_read for task in parts}
+        failed = super().draft(parts, running)
+        drafts = [task for task in parts if task.has_draft]
+        drawn = [task.num_drawn for task in drafts if task.num_drawn]
+        read = sum(task.drafter_read - before for task, before in read_before.items()) - len(drawn)
+        verify, rows = self._told.verify_cost, sum(parts.values())
+        plain = verify(rows)
+        checks = verify(rows + sum(task.rows(0) for task in drafts)) - plain
+        drawing = self._told.draft_cost(max(drawn)) * verify(len(drawn)) if drawn else 0.0
+        self._draft_s = UNIT_S * self._error * (drawing + self._told.draft_read * max(0, read))
+        self._check_s = UNIT_S * (plain + self._error * checks)
+        self.num_drafts += len(drafts)
+        return failed
+
+    def see_times(self, draft_s: float, check_s: float) -> None:
+        """The step lasted what it should have."""
+        del draft_s, check_s
+        self._clock.now += self._draft_s + self._check_s
+        super().see_times(self._draft_s, self._check_s)
+
+
+def write(
+    engine: Engine, clock: Clock, prompts: Sequence[tuple[int, ...]], size: int, tokens: int
+) -> list[tuple[int, ...]]:
+    """Replies to all prompts, ``size`` at a time; ``clock`` notes what is written while all places are taken."""
+    params = SamplingParams(greedy=True, max_new_tokens=tokens)
+    handles: list[Handle] = []
+    replies: list[tuple[int, ...]] = []
+    while len(handles) < len(prompts) or not engine.idle:
+        running = sum(not handle.finished for handle in handles)
+        for prompt in prompts[len(handles) :][: size - running]:
+            handles.append(engine.submit(Request(prompt_ids=prompt, sampling=params)))
+            replies.append(())
+        engine.step()
+        for i, handle in enumerate(handles):
+            replies[i] += tuple(token for written in handle.take() for token in written.token_ids)
+            if handle.error is not None:
+                raise handle.error
+        if len(handles) < len(prompts) or sum(not handle.finished for handle in handles) == size:
+            clock.note(sum(map(len, replies)))
+    return replies
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """An engine whose steps last what ``costs`` say; it stays, as a server does, from one size to the next."""
+
+    engine: Engine
+    drafter: ByCosts
+    clock: Clock
+
+    @classmethod
+    def of(cls, build: Callable[[], Engine], costs: CostModel, error: float) -> Way:
+        """An engine anew."""
+        engine, clock = build(), Clock()
+        drafter = ByCosts(engine._drafter, costs, error, clock)
+        engine._drafter = drafter
+        return cls(engine, drafter, clock)
+
+    def run(self, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> list[tuple[int, ...]]:
+        """All replies; clock and count begin anew."""
+        self.clock.now, self.drafter.num_drafts = 0.0, 0
+        self.clock.moments.clear()
+        self.clock.written.clear()
+        return write(self.engine, self.clock, prompts, size, tokens)
+
+
+def compare(plain: Way, drafting: Way, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> dict[str, float]:
+    """Drafting / plain over the first replies, as many as there are places, and over all. Raises where texts differ."""
+    replies = plain.run(prompts, size, tokens)
+    if drafting.run(prompts, size, tokens) != replies:
+        raise RuntimeError(f"with drafting, texts of {size} at once are other texts")
+    every = min(plain.clock.written[-1], drafting.clock.written[-1])
+    first = min(every, sum(map(len, replies[:size])))
+    return {
+        "first": plain.clock.time_to(first) / drafting.clock.time_to(first),
+        "all": plain.clock.time_to(every) / drafting.clock.time_to(every),
+        "tokens": every,
+        "drafts": drafting.drafter.num_drafts,
+    }
+
+
+def main() -> int:
+    """Print the table and the JSON line; exit code 1 when texts differ."""
+    options = parse()
+    engine_options = EngineOptions(threads=options.threads)
+    loaded = load_model(options.target, engine_options)
+    drafter = load_drafter(options.draft, loaded, engine_options)
+    if drafter is None:
+        raise SystemExit(f"--draft is {options.draft}, which drafts nothing; give a model, lookup or auto")
+    if options.verify:
+        verify = tuple(float(one) for one in options.verify.split(","))
+        costs = CostModel(options.draft_step, verify, options.draft_read)
+    else:
+        costs = Calibration(loaded, drafter, options.threads).steps.costs
+    limits = EngineLimits(max_running=max(map(int, options.sizes.split(","))))
+
+    def plain_engine() -> Engine:
+        return Engine(loaded.model, eos_ids=loaded.tokenizer.eos_ids, limits=limits)
+
+    def drafting_engine() -> Engine:
+        return Engine(
+            loaded.model, eos_ids=loaded.tokenizer.eos_ids, drafter=drafter.drafter, draft_model=drafter.model,
+            costs=lambda: costs, limits=limits,
+        )  # fmt: skip
+
+    items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
+    shown, asked = choose_format(loaded.tokenizer, None), in_turn(items)
+    rows, plain = [], Way.of(plain_engine, costs, 1.0)
+    for error in map(float, options.errors.split(",")):
+        drafting, place = Way.of(drafting_engine, costs, error), 0
+        for size in map(int, options.sizes.split(",")):
+            texts = [f"({size}.{i}) {asked[(place + i) % len(asked)]}" for i in range(max(4, size) * options.chats)]
+            place += len(texts)
+            prompts = [shown.encode([Message("user", text)], add_generation_prompt=True).token_ids for text in texts]
+            found = compare(plain, drafting, prompts, size, options.max_new_tokens)
+            rows.append({"error": error, "size": size, **found})
+            print(f"costs times {error}, {size} at once: {found['all']:.3f}", file=sys.stderr)
+    head = ["costs / as told", "chats at once", "drafting / plain, first chats", "all chats", "tokens", "drafts"]
+    lines = [[r["error"], r["size"], r["first"], r["all"], int(r["tokens"]), int(r["drafts"])] for r in rows]
+    told = {"draft_step": costs.draft_step, "draft_read": costs.draft_read, "verify": list(costs.verify)}
+    name = options.target.rsplit("/", 1)[-1].removesuffix(".gguf")
+    result = {"target": name, "draft": options.draft.rsplit("/", 1)[-1], "costs": told, "rows": rows}
+    report(f"Many chats at once, by costs: {name}", [table(head, lines)], result, options.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

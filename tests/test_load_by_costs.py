@@ -1,0 +1,104 @@
+"""``benchmarks.load_by_costs`` counts what it says: rows, drafts, what drafts read, and tokens by the moment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks import load_by_costs
+from draftsmith.engine.batch import Engine
+from draftsmith.speculate import CostModel, DraftSession, ModelDrafter, WantsMore
+from draftsmith.types import Draft, Request, Verdict, VerificationRule
+from tests.support.shared_fakes import SharedFakeModel
+from tests.support.tiny import tiny_folder
+
+COSTS = CostModel(0.25, (1.0, 1.1, 1.3, 1.6, 2.0), 0.125, 0.5)
+WRONG = 1  # the fakes write letters
+PROMPT = tuple(b"abc")
+
+
+class WrongDrafter:
+    name = "wrong"
+
+    def start(self, request: Request, rule: VerificationRule) -> DraftSession:
+        del request, rule
+        return WrongSession()
+
+
+class WrongSession:
+    def restart(self, request: Request) -> None:
+        del request
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        del token_ids
+
+    def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+        del token_ids
+        drawn: list[int] = []
+        while len(drawn) < max_tokens and wants_more([0.5] * len(drawn), None):
+            drawn.append(WRONG)
+        return Draft(tuple(drawn), None, (0.5,) * len(drawn), free=True)
+
+    def commit(self, verdict: Verdict) -> None:
+        assert verdict.num_accepted == 0
+
+
+def way(error: float, **options: object) -> load_by_costs.Way:
+    return load_by_costs.Way.of(lambda: Engine(SharedFakeModel(), **options), COSTS, error)  # type: ignore[arg-type]
+
+
+def test_rows_cost_what_they_cost_and_those_of_drafts_so_many_times_that() -> None:
+    """Six tokens, drafts of two that are never right: a prompt of three, then 3, 3, 3, 2 and 1 rows."""
+    plain, error = way(1.0), 2.0
+    drafting = way(error, drafter=WrongDrafter(), num_draft_tokens=2)
+    found = load_by_costs.compare(plain, drafting, [PROMPT], 1, 6)
+    assert plain.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 5))
+    expected = 1.3 + 5 + error * (3 * 0.3 + 0.1)
+    assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * expected)
+    assert found["drafts"] == 4
+
+
+def test_a_draft_model_is_paid_for_drawing_and_for_reading() -> None:
+    """Four tokens, drafts of one of the target itself: the prompt and a draft that is right, with the bonus token."""
+    model = SharedFakeModel()
+    drafting = way(1.0, drafter=ModelDrafter(model, target_vocab_size=model.vocab_size), num_draft_tokens=1)
+    [reply] = drafting.run([PROMPT], 1, 3)
+    assert len(reply) == 3
+    # Reading the prompt, 3 rows; a draft of one token, for which it reads 4, three of them besides; 2 rows.
+    assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 0.5 + 0.25 + 3 * 0.125 + 1.1))
+
+
+def test_counting_ends_when_a_place_stays_empty() -> None:
+    """Three prompts, two places: when one of the first two has ended, all three are written or being so."""
+    plain = way(1.0)
+    replies = plain.run([PROMPT, tuple(b"xy"), tuple(b"hello")], 2, 4)
+    assert [len(reply) for reply in replies] == [4, 4, 4]
+    assert plain.clock.written[-1] < 12
+
+
+def test_the_time_to_a_number_of_tokens_lies_between_two_moments() -> None:
+    clock = load_by_costs.Clock()
+    for now, written in ((1.0, 2), (2.0, 6)):
+        clock.now = now
+        clock.note(written)
+    assert [clock.time_to(tokens) for tokens in (1, 2, 3, 6, 7)] == [0.5, 1.0, 1.25, 2.0, 2.0]
+
+
+def test_sizes_and_errors_are_gone_through_with_real_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = str(tiny_folder(tmp_path / "tiny"))
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"id": f"{i}", "category": "any", "turns": ["abc abc"]} for i in range(2)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--target", target, "--prompts", str(prompts), "--draft", "lookup"]
+    options += ["--sizes", "1,2", "--chats", "1", "--errors", "1,2"]
+    monkeypatch.setattr(sys, "argv", ["load_by_costs", *options, "--verify", "1,1.1,1.2", "--max-new-tokens", "8"])
+    assert load_by_costs.main() == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["error"], row["size"]) for row in result["rows"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert result["target"] == "tiny"
