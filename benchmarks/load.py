@@ -4,7 +4,9 @@
 
 Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
 prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
-of them are idle. Tokens per second: all reply tokens of a wave / its wall time, prompts included. Ratios are medians
+of them are idle. Tokens per second: reply tokens / wall time, prompts included, from the first question to the moment
+when a client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under way, the
+share of its time that has gone by. Ratios are medians
 over the waves of one size, each of ours against the better of llama-server's two on the same prompts. Beside the median
 of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves, and the
 same by the processor time of the servers (of both threads, where the system tells): it leaves out what others on the
@@ -46,15 +48,17 @@ PLAIN, DRAFTED, PEER_PLAIN, PEER_DRAFTED = "ours, plain", "ours, drafting", "lla
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """What a wave of chats took. ``firsts``: seconds to each reply's first text. ``processor_s``: of the server.
+    """What a wave of chats took. ``tokens`` in ``seconds``: while all clients were busy. ``firsts``: seconds to each
+    reply's first text. ``every``: tokens to the wave's end. ``processor_s``: of the server, to its end.
 
     ``stolen``: share of the processors' time that other virtual machines had meanwhile.
     """
 
-    tokens: int
+    tokens: float
     seconds: float
     firsts: tuple[float, ...]
     texts: tuple[str, ...]
+    every: int
     processor_s: float | None = None
     stolen: float = 0.0
 
@@ -159,15 +163,28 @@ def peer_command(program: str, options: argparse.Namespace, port: int, *, drafti
 def ask_all(endpoint: Endpoint, prompts: Sequence[str], clients: int, sampling: SamplingParams) -> Wave:
     """One wave."""
 
-    def ask(prompt: str) -> Streamed:
-        return endpoint.ask([Message("user", prompt)], sampling)
+    def ask(prompt: str) -> tuple[float, Streamed]:
+        asked = time.perf_counter()
+        return asked, endpoint.ask([Message("user", prompt)], sampling)
 
     with ThreadPoolExecutor(clients) as pool:
-        began = time.perf_counter()
-        replies = list(pool.map(ask, prompts))
-        seconds = time.perf_counter() - began
+        answers = list(pool.map(ask, prompts))
+    return as_wave(answers, clients)
+
+
+def as_wave(answers: Sequence[tuple[float, Streamed]], clients: int) -> Wave:
+    """From the replies, in the order of asking, and when each was asked for.
+
+    The last ``clients`` replies to end are those after which a client has nothing to ask: the first of them to end.
+    """
+    replies = [reply for _, reply in answers]
+    ends = [asked + reply.first_s + reply.rest_s for asked, reply in answers]
+    began, over = min(asked for asked, _ in answers), sorted(ends)[-min(clients, len(ends))]
+    left = [max(0.0, end - over) for end in ends]
+    shares = [max(0.0, 1 - late / max(one.rest_s, 1e-9)) for late, one in zip(left, replies, strict=True)]
+    tokens = sum(one.num_tokens * share for one, share in zip(replies, shares, strict=True))
     texts, firsts = tuple(one.text for one in replies), tuple(one.first_s for one in replies)
-    return Wave(sum(one.num_tokens for one in replies), seconds, firsts, texts)
+    return Wave(tokens, over - began, firsts, texts, sum(one.num_tokens for one in replies))
 
 
 def in_turn(items: Sequence[PromptItem]) -> list[str]:
@@ -236,7 +253,7 @@ def compare(found: dict[int, dict[str, list[Wave]]], stolen: float = 1.0) -> tup
         plain_s, drafted_s = ([1 / one.rate for one in waves[name]] for name in (PLAIN, DRAFTED))  # for each token
         row["drafting_over_plain_all"] = sum(plain_s) / sum(drafted_s)
         row["drafting_over_plain_interval"] = ratio_interval(plain_s, drafted_s)
-        spent = [[one.processor_s / one.tokens for one in waves[n] if one.processor_s] for n in (PLAIN, DRAFTED)]
+        spent = [[one.processor_s / one.every for one in waves[n] if one.processor_s] for n in (PLAIN, DRAFTED)]
         if all(len(one) == len(turns) for one in spent):
             row["by_processor_time"] = sum(spent[0]) / sum(spent[1])
             row["by_processor_time_interval"] = ratio_interval(spent[0], spent[1])

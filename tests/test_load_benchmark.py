@@ -10,12 +10,31 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load
+from draftsmith.measure.endpoint import Streamed
 
-WAVE = load.Wave(tokens=100, seconds=1.0, firsts=(0.1, 0.2), texts=("a", "b"), processor_s=2.0)
+WAVE = load.Wave(tokens=100, seconds=1.0, firsts=(0.1, 0.2), texts=("a", "b"), every=100, processor_s=2.0)
 
 
 def waves(*seconds: float, processor_s: float | None = 2.0) -> list[load.Wave]:
     return [replace(WAVE, seconds=each, processor_s=processor_s) for each in seconds]
+
+
+def test_what_is_written_when_fewer_chats_are_left_is_not_counted() -> None:
+    """Two clients, three prompts: when the first reply ends, at 4 s, its client asks the third; at 6 s the other one
+    finds nothing to ask, and of the third reply, from 5 s to 9 s, a quarter is written."""
+
+    def reply(first_s: float, rest_s: float, tokens: int) -> Streamed:
+        return Streamed(text="x", num_tokens=tokens, counted="endpoint", first_s=first_s, rest_s=rest_s)
+
+    answers = [(10.0, reply(1, 3, 30)), (10.0, reply(1, 5, 50)), (14.0, reply(1, 4, 40))]
+    wave = load.as_wave(answers, 2)
+    assert (wave.seconds, wave.every) == (6, 120)
+    assert wave.tokens == pytest.approx(30 + 50 + 10)
+    assert wave.firsts == (1, 1, 1)
+    begun, empty = (10.0, reply(1, 2, 20)), (10.0, reply(5, 0, 1))
+    assert load.as_wave([begun, empty], 2).tokens == pytest.approx(20)
+    alone = load.as_wave(answers[:2], 1)
+    assert (alone.seconds, alone.tokens) == (6, 80)
 
 
 def test_the_median_of_the_waves_and_all_of_them_together_are_told() -> None:
