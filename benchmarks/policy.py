@@ -7,6 +7,8 @@ of ``--repeat`` times the median counts. Reading the prompt is not in it. ``auto
 what it has learnt, as in ``LLM``; with ``--cold`` every reply starts with nothing. A draft ``shuffled:REF`` is REF with
 the rows of its weights in random order: as dear as REF and never right. ``--edits`` makes prompts of a file whose
 references complete functions: each is to be written again with one thing changed. Fails when a reply is not identical.
+``--by-costs``: seconds are not a clock's; every round is taken to last what calibrated costs say of it, or ``ERROR``
+times that where drafts and checks are concerned. Then two runs give the same figures, whatever the machine does.
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ import numpy as np
 
 from benchmarks.common import add_record_option, report, table
 from draftsmith.checkpoint import open_checkpoint, resolve
+from draftsmith.engine.calibrate import StepCosts
 from draftsmith.engine.calibration import Calibration
+from draftsmith.engine.live import LiveCosts
 from draftsmith.engine.loading import LoadedDrafter, LoadedModel, load_drafter, load_model
 from draftsmith.engine.options import EngineOptions
 from draftsmith.measure.prompts import PromptItem, read_prompts
 from draftsmith.model.native import NativeModel
 from draftsmith.speculate import (
     AutoLength,
+    CostModel,
     DraftSession,
     FixedLength,
     LengthPolicy,
@@ -76,7 +81,9 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``seconds``: from the first token to the last. ``rounds``: tokens written, drafted and accepted in each."""
+    """``seconds``: from the first token to the last; by costs, in plain steps. ``rounds``: tokens written, drafted and
+    accepted in each.
+    """
 
     token_ids: tuple[int, ...]
     seconds: float
@@ -98,11 +105,15 @@ class Prompt:
 
 
 class Writer:
-    """A target that writes replies, each way in turn; prompts are read once and stay in the caches."""
+    """A target that writes replies, each way in turn; prompts are read once and stay in the caches.
 
-    def __init__(self, target: LoadedModel, *, cold: bool, max_new_tokens: int) -> None:
+    ``error``: rounds last what costs say, drafts and checks so many times that; None: what a clock says.
+    """
+
+    def __init__(self, target: LoadedModel, *, cold: bool, max_new_tokens: int, error: float | None = None) -> None:
         self.target = target
         self._cold = cold
+        self._error = error
         self._params = SamplingParams(greedy=True, max_new_tokens=max_new_tokens)
         self._cache = target.model.new_cache()
         self._held: tuple[int, ...] = ()
@@ -123,25 +134,34 @@ class Writer:
         self._held = prompt_ids
         times: list[RoundTimes] = []
         chooses = way.draft is not None and way.length is None
+        by_costs: ByCosts | None = None
 
         def hear(round_times: RoundTimes) -> None:
-            times.append(round_times)
+            told = round_times if by_costs is None else by_costs.times(round_times)
+            times.append(told)
             if way.draft is not None and chooses:
-                way.draft.calibration.live.see(round_times)
+                way.draft.calibration.live.see(told)
 
+        policy = self._policy(way)
         rounds = generate(
             self.target.model,
             self._cache,
             request,
             eos_ids=self.target.tokenizer.eos_ids,
             session=self._session(way.draft, request),
-            policy=self._policy(way),
+            policy=policy,
             on_round=hear,
         )
         written = [next(rounds)]
+        if self._error is not None:
+            steps = way.draft.calibration.steps if way.draft is not None else StepCosts(1.0, CostModel(0.0))
+            by_costs = ByCosts(steps, self._error, policy._unread if isinstance(policy, AutoLength) else 0)
         began = time.perf_counter()
-        written += rounds
-        seconds = time.perf_counter() - began
+        for one in rounds:
+            written.append(one)
+            if by_costs is not None:
+                by_costs.wrote(len(one.token_ids))
+        seconds = time.perf_counter() - began if by_costs is None else by_costs.steps
         if way.draft is not None and chooses:
             way.draft.calibration.live.end_text()
         counts = tuple((len(r.token_ids), r.num_draft_tokens, r.num_accepted) for r in written[1:])
@@ -161,6 +181,35 @@ class Writer:
             return FixedLength(way.length or 0)
         way.draft.policy = AutoLength(way.draft.calibration.live) if self._cold else way.draft.policy.successor()
         return way.draft.policy
+
+
+class ByCosts:
+    """What the rounds of one reply cost, in place of what they took.
+
+    ``error``: how many times what was told of them drafts and checks really cost. ``unread``: tokens of the prompt
+    that a draft model has not read when the reply begins.
+    """
+
+    def __init__(self, steps: StepCosts, error: float, unread: int) -> None:
+        self._unit, self._costs, self._error = steps.plain_s, steps.costs, error
+        self._unread = unread
+        self._drawn = False
+        self.steps = 0.0  # plain steps that all rounds cost
+
+    def times(self, counts: RoundTimes) -> RoundTimes:
+        """The round as it should have been."""
+        self._drawn = counts.num_drawn > 0
+        check = 1 + self._error * (self._costs.verify_cost(counts.num_draft_tokens + 1) - 1)
+        draft = self._error * (self._costs.draft_cost(counts.num_drawn) + self._drawn * self._reading())
+        self.steps += draft + check
+        return dataclasses.replace(counts, draft_s=draft * self._unit, check_s=check * self._unit, apart=True)
+
+    def _reading(self) -> float:
+        return self._unread * self._costs.draft_read
+
+    def wrote(self, tokens: int) -> None:
+        """So many came of the last round; a model that drafted in it has them, or reads them at the cost of a start."""
+        self._unread = 0 if self._drawn else self._unread + tokens
 
 
 def run(writer: Writer, items: Sequence[tuple[str, PromptItem]], ways: Sequence[Way], repeat: int) -> Iterator[Prompt]:
@@ -201,6 +250,19 @@ def load_drafts(names: Sequence[str], target: LoadedModel, options: EngineOption
         shown = f"shuffled {shown}" if ref.startswith("shuffled:") else shown
         drafts.append(Draft(shown, loaded, calibration, AutoLength(calibration.live)))
     return drafts
+
+
+def share_costs(drafts: Sequence[Draft]) -> None:
+    """The target's checks cost the same whoever drafted, and one model's drafts in every mix, as first measured."""
+    verify = drafts[0].calibration.steps.costs.verify
+    by_model: dict[int, StepCosts] = {}
+    for draft in drafts:
+        measured = draft.calibration.steps
+        shared = dataclasses.replace(measured, costs=dataclasses.replace(measured.costs, verify=verify))
+        if draft.loaded.model is not None:
+            shared = by_model.setdefault(id(draft.loaded.model), shared)
+        draft.calibration.steps, draft.calibration.live = shared, LiveCosts(shared)
+        draft.policy = AutoLength(draft.calibration.live)
 
 
 def load_shuffled(ref: str, options: EngineOptions) -> LoadedModel:
@@ -290,6 +352,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cold", action="store_true", help="every reply starts with nothing learnt and nothing read")
+    parser.add_argument("--by-costs", type=float, metavar="ERROR", nargs="?", const=1.0, help="costs, not a clock")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=Path, metavar="FILE", help="also write every round of every reply as JSON")
     add_record_option(parser)
@@ -310,9 +373,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = EngineOptions(threads=options.threads)
     target = load_model(options.target, engine)
     drafts = load_drafts(options.draft, target, engine)
+    if options.by_costs is not None:
+        share_costs(drafts)
     lengths = [int(length) for length in options.lengths.split(",") if length]
     ways = [Way(None), *(Way(draft, length) for draft in drafts for length in (None, *lengths))]
-    writer = Writer(target, cold=options.cold, max_new_tokens=options.max_new_tokens)
+    writer = Writer(target, cold=options.cold, max_new_tokens=options.max_new_tokens, error=options.by_costs)
     prompts = []
     for prompt in run(writer, _items(options), ways, options.repeat):
         prompts.append(prompt)
@@ -324,7 +389,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, mixes = judge(prompts, ways)
     costs = {draft.name: _costs(draft) for draft in drafts}
     result = {"target": target.name, "identical": not different, "different": different, "costs": costs}
-    result |= {"max_new_tokens": options.max_new_tokens, "repeat": options.repeat, "cold": options.cold}
+    result |= {
+        "max_new_tokens": options.max_new_tokens,
+        "repeat": options.repeat,
+        "cold": options.cold,
+        "by_costs": options.by_costs,
+    }
     result |= {"rows": rows, "mixes": mixes}
     tables = [table(list(part[0]), [list(row.values()) for row in part]) for part in (rows, mixes) if part]
     report(f"The length policy: {Path(target.name).name}", tables, result, options.record)

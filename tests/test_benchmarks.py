@@ -16,13 +16,14 @@ from scipy.special import log_softmax
 
 from benchmarks import common, curves, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
 from benchmarks.perplexity import log_probabilities, python_reference
+from draftsmith.engine.calibrate import StepCosts
 from draftsmith.engine.loading import load_model
 from draftsmith.engine.options import EngineOptions
 from draftsmith.measure import rounds
 from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.prompts import PromptItem, read_prompts
 from draftsmith.model.protocol import Model, TokenRun
-from draftsmith.speculate import CostModel, RoundRecord, Trace, compare_vocabularies, trace_json
+from draftsmith.speculate import CostModel, RoundRecord, RoundTimes, Trace, compare_vocabularies, trace_json
 from draftsmith.speculate.retokenize import ByteEncoder
 from draftsmith.text import Tokenizer
 from tests.support.made_tokenizers import corpus, llama_json, sentencepiece_model, training_lines
@@ -239,6 +240,40 @@ def test_curves_are_drawn_from_traces(tmp_path: Path, capsys: pytest.CaptureFixt
 def _greedy(model: Model) -> list[int]:
     """The likeliest tokens after each of a few."""
     return [int(row.argmax()) for row in model.forward([TokenRun(model.new_cache(), list(range(40, 60)), 20)])[0]]
+
+
+def test_rounds_cost_what_they_cost_and_a_model_that_was_not_asked_has_to_read() -> None:
+    """By hand, checks and drafts at twice what was told; a plain step takes half a second."""
+    costs = policy.ByCosts(StepCosts(0.5, CostModel(0.25, (1.0, 1.25, 1.5), 0.125, 0.5)), 2.0, unread=2)
+    rounds = [  # tokens drafted, drawn and written; drafting and checking, in plain steps
+        (0, 0, 1, 0.0, 1.0),
+        (2, 0, 3, 0.0, 2.0),  # a copy
+        (1, 1, 2, 2 * (0.5 + 0.25 + 6 * 0.125), 1.5),  # two of the prompt, one, three
+        (2, 2, 1, 2 * (0.5 + 0.5), 2.0),
+    ]
+    total = 0.0
+    for drafted, drawn, written, draft, check in rounds:
+        told = costs.times(RoundTimes(drafted, drawn, 99.0, 99.0, apart=False))
+        costs.wrote(written)
+        assert (told.draft_s, told.check_s, told.apart) == (draft * 0.5, check * 0.5, True)
+        total += draft + check
+    assert costs.steps == total
+
+
+def test_by_costs_two_runs_are_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, draft = str(tiny_folder(tmp_path / "target")), str(tiny_folder(tmp_path / "draft", seed=1))
+    prompts = tmp_path / "any.jsonl"
+    prompts.write_text(json.dumps({"id": "f", "category": "any", "turns": ["abc abc abc"]}) + "\n")
+    options = ["--target", target, "--prompts", str(prompts), "--lengths", "2", "--repeat", "1"]
+    options += ["--draft", draft, "--draft", "lookup", "--draft", f"{draft}+lookup", "--max-new-tokens", "20"]
+    results = []
+    for _ in range(2):
+        assert policy.main([*options, "--by-costs", "1.5"]) == 0
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert results[0]["rows"] == results[1]["rows"]
+    assert results[0]["by_costs"] == 1.5
+    assert len({json.dumps(costs["v"]) for costs in results[0]["costs"].values()}) == 1
+    assert len({results[0]["costs"][name]["c"] for name in ("draft", "draft+lookup")}) == 1
 
 
 def test_policies_take_turns_and_are_judged_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
