@@ -4,15 +4,16 @@
 
 Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
 prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
-of them are idle. Tokens per second: reply tokens / wall time, prompts included, from the first question to the moment
-when a client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under way, the
-share of its time that has gone by. Ratios are medians
-over the waves of one size, each of ours against the better of llama-server's two on the same prompts. Beside the median
-of drafting against plain stands what all waves together took, with a 95 % bootstrap interval over the waves, and the
-same by the processor time of the servers (of both threads, where the system tells): it leaves out what others on the
-host took away from either, which on a machine with neighbours is more than what is looked for. A virtual machine is
-told how much of its processors others had: turns in which that was more than ``--stolen`` for one of the waves are
-not counted, as far as there are others.
+of them are idle. Ours is one server that is asked to draft or not to: of two that are alike, one takes up to 4 % more
+processor time than the other for as long as both run. It shares no prompts, or a wave would find those of the one
+before read. Tokens per second: reply tokens / wall time, prompts included, from the first question to the moment when a
+client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under way, the share of
+its time that has gone by. Ratios are medians over the waves of one size, each of ours against the better of
+llama-server's two on the same prompts. Beside the median of drafting against plain stands what all waves together took,
+with a 95 % bootstrap interval over the waves, and the same by the processor time of the server (of both threads, where
+the system tells): it leaves out what others on the host took away from either. A virtual machine is told how much of
+its processors others had: turns in which that was more than ``--stolen`` for one of the waves are not counted, as far
+as there are others.
 ``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
 """
 
@@ -140,11 +141,11 @@ def served(command: Sequence[str], port: int) -> Iterator[tuple[str, int]]:
             process.kill()
 
 
-def our_command(options: argparse.Namespace, port: int, *, drafting: bool) -> list[str]:
-    """How our server is started. Plain and drafting ones are two, or each would find the other's prompts read."""
+def our_command(options: argparse.Namespace, port: int) -> list[str]:
+    """How our server is started."""
     serve = [sys.executable, "-m", "draftsmith", "serve", "--target", str(options.target), "--port", str(port)]
-    draft = options.ours_draft if drafting else "none"
-    return [*serve, "--draft", draft, "--threads", str(options.threads), "--quiet", "--no-access-log"]
+    serve += ["--draft", options.ours_draft, "--threads", str(options.threads), "--no-share-prompts"]
+    return [*serve, "--quiet", "--no-access-log"]
 
 
 def peer_command(program: str, options: argparse.Namespace, port: int, *, drafting: bool) -> list[str]:
@@ -297,7 +298,7 @@ def main() -> int:
     program = options.llama_server or shutil.which("llama-server")
     if options.llama_server and not Path(options.llama_server).is_file():
         raise PeerMissingError(f"--llama-server is {options.llama_server}, which is no file; give the program's path")
-    commands = {name: partial(our_command, options, drafting=name == DRAFTED) for name in (PLAIN, DRAFTED)}
+    commands = {DRAFTED: partial(our_command, options)}
     if program:
         peers = (PEER_PLAIN, PEER_DRAFTED)
         commands |= {name: partial(peer_command, program, options, drafting=name == PEER_DRAFTED) for name in peers}
@@ -309,6 +310,8 @@ def main() -> int:
             found = find_endpoint(address)
             cached = {"cache_prompt": True} if found.kind == "llama.cpp" else {}
             ways[name] = replace(found, fields={**found.fields, **cached})
+        ways = {PLAIN: ways[DRAFTED].without_drafting(), **ways}
+        processes[PLAIN] = processes[DRAFTED]
         rows, same = compare(measure(options, ways, processes), options.stolen)
     result = {
         "target": options.target.name, "draft": options.draft and options.draft.name,

@@ -88,10 +88,12 @@ class ByCosts(BatchDrafter):
         self._draft_s = self._check_s = 0.0
         self.num_drafts = 0
 
-    def draft(self, parts: Mapping[Task, int], running: int) -> list[tuple[Task, Exception]]:
+    def draft(
+        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] | None = None
+    ) -> list[tuple[Task, Exception]]:
         """As ever; notes what the step consists of."""
         read_before = {task: task.drafter_read for task in parts}
-        failed = super().draft(parts, running)
+        failed = super().draft(parts, running, before_models)
         drafts = [task for task in parts if task.has_draft]
         drawn = [task.num_drawn for task in drafts if task.num_drawn]
         read = sum(task.drafter_read - before for task, before in read_before.items()) - len(drawn)

@@ -250,6 +250,24 @@ def test_samples_of_one_prompt_read_it_once() -> None:
     assert len({tuple(ids) for ids, _, _ in replies}) == 4
 
 
+def test_nothing_is_shared_where_nobody_is_to_tell_what_others_asked() -> None:
+    """Neither with a text that is being read or written, nor with one that is over; then every prompt takes as long."""
+    model = SharedFakeModel()
+    engine = engine_of(model, share_prompts=False)
+    requests = [Request(prompt_ids=prompt("abc d " * 40), sampling=GREEDY) for _ in range(4)]
+    first = [engine.submit(request) for request in requests[:2]]
+    engine.step()
+    assert model.batches[0] == [240, 16]  # the second does not wait for the first
+    during = engine.submit(requests[2])
+    run(engine, *first, during)
+    after = engine.submit(requests[3])
+    run(engine, after)
+    assert engine.stats.num_reused_tokens == 0
+    assert engine.stats.kept_texts == 0
+    replies = [outcome(handle.take()) for handle in (*first, during, after)]
+    assert replies == [alone(FakeModel(), requests[0])] * 4
+
+
 def test_the_next_turn_reads_only_what_is_new() -> None:
     model, draft_model = SharedFakeModel(), SharedFakeModel()
     engine = engine_of(model, ModelDrafter(draft_model, target_vocab_size=VOCAB_SIZE), 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def expected(prompt: bytes, top: int) -> tuple[TokenLogprobs, ...]:
 
 @pytest.mark.parametrize("top", [0, 3])
 @pytest.mark.parametrize("limits", [{}, {"prefill_tokens": 7, "prefill_tokens_beside": 5}, {"kv_bytes": 800}])
-def test_they_are_those_of_one_forward(limits: dict[str, int], top: int) -> None:
+def test_they_are_those_of_one_forward(limits: dict[str, Any], top: int) -> None:
     model = SharedFakeModel()
     engine = Engine(
         model,

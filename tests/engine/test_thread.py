@@ -17,7 +17,7 @@ from draftsmith.engine import Engine, EngineLimits, Handle, RequestOptions
 from draftsmith.engine.thread import AsyncReply, EngineThread
 from draftsmith.errors import PromptTooLong, QueueFull, UsageError
 from draftsmith.model.protocol import Logits, TokenRun
-from draftsmith.speculate import PromptLookupDrafter, Round, generate
+from draftsmith.speculate import ModelDrafter, PromptLookupDrafter, Round, generate
 from draftsmith.types import Request, SamplingParams
 from tests.support.fakes import EOS, VOCAB_SIZE, FakeModel
 from tests.support.shared_fakes import SharedFakeModel
@@ -51,7 +51,7 @@ def tokens(rounds: Sequence[Round]) -> list[int]:
     return [token for written in rounds for token in written.token_ids]
 
 
-def started(model: SharedFakeModel | None = None, **limits: int) -> EngineThread:
+def started(model: SharedFakeModel | None = None, **limits: Any) -> EngineThread:
     engine = Engine(
         model or SharedFakeModel(),
         eos_ids=(EOS,),
@@ -106,6 +106,36 @@ def test_what_a_step_brings_is_told_at_once() -> None:
         assert asyncio.run(all_of_them(thread)) == [30] * 6
         until(lambda: thread.stats.running == 0)
         assert 0 < len(told) <= thread.stats.num_steps
+
+
+def test_news_is_told_when_the_next_models_are_about_to_compute() -> None:
+    """A loop that is woken earlier would take the interpreter from the drafts of the next step."""
+    seen: list[str] = []
+
+    class Heard(SharedFakeModel):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+            seen.append(self.name)
+            return super().forward(runs)
+
+    target, draft = Heard("target"), Heard("draft")
+    drafter = ModelDrafter(draft, target_vocab_size=target.vocab_size)
+    engine = Engine(target, drafter=drafter, draft_model=draft, num_draft_tokens=2)
+    handle = engine.submit(request(length=9))
+    while not handle.finished:
+        seen.append("step")
+        engine.step(lambda: seen.append("told"))
+    steps = " ".join(seen).split("step ")[1:]
+    assert steps[0].split() == ["told", "target"]
+    assert len(steps) > 2
+    assert {each.split().index("told") for each in steps} == {0}
+    assert any(each.startswith("told draft") for each in steps)
+    for each in steps:
+        before = each.split()[: each.split().index("target")]
+        assert before[-1] == "told", "the target computes, and nobody was told"
 
 
 def test_waiting_in_a_plain_thread() -> None:

@@ -65,9 +65,16 @@ def test_lookup_asks_before_it_drafts() -> None:
     assert asked == [([], 0.5)]
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
-def test_lookup_finds_the_most_recent_longest_match(text: list[int], min_ngram: int, extra: int) -> None:
-    """Against a search of the whole text; the index is built token by token."""
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=90),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.lists(st.integers(1, 80), max_size=3),
+)
+def test_lookup_finds_the_most_recent_longest_match(
+    text: list[int], min_ngram: int, extra: int, leaps: list[int]
+) -> None:
+    """Against a search of the whole text; the index is built in leaps, then token by token."""
     sizes = range(min_ngram + extra, min_ngram - 1, -1)
     expected = next(
         (
@@ -79,7 +86,11 @@ def test_lookup_finds_the_most_recent_longest_match(text: list[int], min_ngram: 
         None,
     )
     session = PromptLookupDrafter(min_ngram + extra, min_ngram).start(request([]), "coupled")
-    for end in range(1, len(text) + 1):
+    read = 0
+    for leap in leaps:
+        read = min(read + leap, len(text) - 1)
+        session.read(text[:read])
+    for end in range(read + 1, len(text) + 1):
         draft = session.draft(text[:end], 1, FixedLength(1).wants_more)
     assert draft.token_ids == (() if expected is None else (expected,))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def prompt(text: str) -> tuple[int, ...]:
     return tuple(text.encode())
 
 
-def engine_of(model: Model, drafter: Drafter | None = None, k: int | None = None, **limits: int) -> Engine:
+def engine_of(model: Model, drafter: Drafter | None = None, k: int | None = None, **limits: Any) -> Engine:
     draft_model = getattr(drafter, "_model", None)
     return Engine(
         model,

@@ -72,6 +72,13 @@ def serve(
     ] = None,
     max_running: Annotated[int, typer.Option(metavar="N", help="Replies written at once.")] = 16,
     max_waiting: Annotated[int, typer.Option(metavar="N", help="Requests in the queue; more get a 503.")] = 64,
+    share_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--share-prompts/--no-share-prompts",
+            help="Read once what several prompts begin with; how fast it goes tells a user what others have asked.",
+        ),
+    ] = True,
     drain_s: Annotated[float, typer.Option(metavar="S", help="Seconds for open requests when told to stop.")] = 30.0,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="A line a request, without any of its text.")
@@ -97,7 +104,7 @@ def serve(
         listener = listen(options)  # before the model is loaded: a port that is taken is known at once
         arguments = model.for_llm()
         target, draft = arguments.pop("target"), arguments.pop("draft")
-        limits = EngineLimits(max_running=max_running, max_waiting=max_waiting)
+        limits = EngineLimits(max_running=max_running, max_waiting=max_waiting, share_prompts=share_prompts)
         loaded = load(
             target, draft, EngineOptions(**arguments), limits, prompt_format=prompt_format, name=name, progress=progress
         )

@@ -163,19 +163,25 @@ class Engine:
         """Free the caches of texts that are over. What was learnt about drafts stays."""
         self._roster.kept.clear()
 
-    def step(self) -> None:
-        """One round for every text of the batch. Errors end the requests that they concern, never the others."""
+    def step(self, before_models: Callable[[], object] | None = None) -> None:
+        """One round for every text of the batch. Errors end the requests that they concern, never the others.
+
+        ``before_models`` is called before a model computes, at least once: meanwhile other threads can have the
+        interpreter, which they would have to fight for at any other time.
+        """
         self._num_steps += 1
         try:
             self._dismiss_cancelled()
             self._roster.admit(self._drafter.start)
             counts = self._share_step()
             began = time.perf_counter()
-            for task, error in self._drafter.draft(counts, len(self._roster.running)):
+            for task, error in self._drafter.draft(counts, len(self._roster.running), before_models):
                 self._roster.remove(task, keep=False, error=error)
                 del counts[task]
             drafted, texts = time.perf_counter(), len(counts)
             counts = self._roster.make_room(counts)
+            if before_models is not None:
+                before_models()
             answers = self._forward(counts)
             if len(answers) == texts:
                 self._drafter.see_times(drafted - began, time.perf_counter() - drafted)

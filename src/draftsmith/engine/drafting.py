@@ -135,14 +135,17 @@ class BatchDrafter:
         if isinstance(task.policy, AutoLength):
             self._learnt = task.policy
 
-    def draft(self, parts: Mapping[Task, int], running: int) -> list[tuple[Task, Exception]]:
+    def draft(
+        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] | None = None
+    ) -> list[tuple[Task, Exception]]:
         """Propose a draft to every text among ``parts`` (tokens to read by task) that is ready for one.
 
         ``running``: how many texts write or read their prompts, also those that read nothing in this step.
+        ``before_models`` is called before a draft model drafts.
 
         Returns the tasks that went wrong; they must not go on.
         """
-        failed, read = self._draft(parts, running)
+        failed, read = self._draft(parts, running, before_models or _nothing)
         self._step = None if failed or read is None else self._describe(parts, read)
         return failed
 
@@ -151,7 +154,9 @@ class BatchDrafter:
         if self._watch is not None and self._step is not None:
             self._watch.see(self._step, draft_s, check_s)
 
-    def _draft(self, parts: Mapping[Task, int], running: int) -> tuple[list[tuple[Task, Exception]], int | None]:
+    def _draft(
+        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object]
+    ) -> tuple[list[tuple[Task, Exception]], int | None]:
         """``draft``, and how many tokens draft models read for their drafts; None where they read for other reasons."""
         alone = len(parts) == 1
         ready = [task for task in parts if self._is_due(task, running, alone=alone)]
@@ -184,7 +189,7 @@ class BatchDrafter:
                     drafts[task] = session.draft(task.ids, task.max_draft, policy.wants_more)
             except Exception as error:
                 drafts[task] = error
-        drafts |= _draft_together(stepped)
+        drafts |= _draft_together(stepped, before_models)
         read = 0
         for task, draft in drafts.items():
             if isinstance(draft, Draft) and draft.token_ids:
@@ -270,7 +275,13 @@ class BatchDrafter:
         return AutoLength(self._costs) if self._learnt is None else self._learnt.successor()
 
 
-def _draft_together(sessions: Mapping[Task, tuple[Model, DraftSteps]]) -> dict[Task, Draft | Exception]:
+def _nothing() -> None:
+    """Nobody is to be told."""
+
+
+def _draft_together(
+    sessions: Mapping[Task, tuple[Model, DraftSteps]], before_models: Callable[[], object]
+) -> dict[Task, Draft | Exception]:
     """The draft of every session, or what went wrong with it; those on one model share its forwards."""
     results: dict[Task, Draft | Exception] = {}
     groups: dict[int, tuple[Model, dict[Task, DraftSteps]]] = {}
@@ -283,6 +294,8 @@ def _draft_together(sessions: Mapping[Task, tuple[Model, DraftSteps]]) -> dict[T
             answers = {}
             runs = {task: run for task, run in wanted.items() if isinstance(run, TokenRun)}
             whole = {task: run for task, run in wanted.items() if isinstance(run, DraftRun)}
+            if wanted:
+                before_models()
             try:
                 if runs:
                     answers |= zip(runs, model.forward(list(runs.values())), strict=True)

@@ -17,7 +17,8 @@ class EngineLimits:
     ``max_running``: texts in the batch. ``max_waiting``: requests in the queue; more are refused. ``prefill_tokens``:
     prompt tokens read in a step while nobody writes; ``prefill_tokens_beside`` while others do, who wait for them in
     every round. ``kv_bytes``: memory for keys and values, None for half of what is free. ``max_kept_texts``: texts
-    whose caches are kept for prompts that begin alike, as long as memory lasts.
+    whose caches are kept for prompts that begin alike, as long as memory lasts. ``share_prompts``: whether what prompts
+    begin with is read once for all of them; who is read faster can tell that somebody else began like that.
     """
 
     max_running: int = 16
@@ -26,6 +27,7 @@ class EngineLimits:
     prefill_tokens_beside: int = 64
     kv_bytes: int | None = None
     max_kept_texts: int = 64
+    share_prompts: bool = True
 
     def __post_init__(self) -> None:
         least = {"max_running": 1, "max_waiting": 1, "prefill_tokens": 1, "prefill_tokens_beside": 1, "kv_bytes": 1}

