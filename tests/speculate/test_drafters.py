@@ -95,6 +95,21 @@ def test_lookup_finds_the_most_recent_longest_match(
     assert draft.token_ids == (() if expected is None else (expected,))
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 7])
+def test_a_prompt_read_at_once_is_known_like_one_read_token_by_token(first: int) -> None:
+    """Every pair of tokens that occurs once is found, also where one reading ends and the next begins."""
+    text = [i * i % 101 for i in range(100)]
+    for end in range(2, len(text)):
+        asked = [*text, 777, *text[end - 2 : end]]
+        drafts = []
+        for leaps in ((first, len(text)), range(len(asked))):
+            session = PromptLookupDrafter(4, 2).start(request([]), "coupled")
+            for leap in leaps:
+                session.read(asked[:leap])
+            drafts.append(session.draft(asked, 3, FixedLength(3).wants_more))
+        assert drafts[0] == drafts[1]
+
+
 def test_lookup_forgets_the_last_text() -> None:
     session = PromptLookupDrafter(2, 1).start(request([]), "coupled")
     session.read([1, 2, 1, 2])
