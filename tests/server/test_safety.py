@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import typer
@@ -17,7 +17,9 @@ import typer
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.cli.app import run
 from draftsmith.cli.config_file import read_config
+from draftsmith.engine import EngineLimits
 from draftsmith.errors import UsageError
+from draftsmith.server import run as server_run
 from draftsmith.server.moderation import Moderator
 from draftsmith.server.options import ServerOptions
 from draftsmith.server.paced import BLOCK, Pacer
@@ -217,3 +219,19 @@ def test_options_from_the_environment(
     monkeypatch.setenv("DRAFTSMITH_SERVE_ALLOW_ORIGIN", "*")
     assert run(["serve"]) == 2
     assert "* would let every web page in" in capsys.readouterr().err
+
+
+def test_limits_of_the_engine_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[EngineLimits] = []
+
+    def load(*given: object, **_: object) -> NoReturn:
+        seen.extend(each for each in given if isinstance(each, EngineLimits))
+        raise UsageError("that is all")
+
+    monkeypatch.setattr(server_run, "load", load)
+    for arguments in ([], ["--no-share-prompts", "--max-running", "3", "--max-waiting", "7"]):
+        assert run(["serve", "--port", "0", *arguments]) == 2
+    assert seen == [
+        EngineLimits(max_running=16, max_waiting=64),
+        EngineLimits(max_running=3, max_waiting=7, share_prompts=False),
+    ]

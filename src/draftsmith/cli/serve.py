@@ -96,29 +96,28 @@ def serve(
     """
     del config  # what it says is in the other options
     options = _server_options(network, drain_s)
-    with ProgressBars(quiet=quiet) as progress:
-        from draftsmith.engine import EngineLimits, EngineOptions
-        from draftsmith.server.run import listen, load
-        from draftsmith.server.run import serve as run
+    from draftsmith.engine import EngineLimits, EngineOptions
+    from draftsmith.server.run import listen, load
+    from draftsmith.server.run import serve as run
 
-        listener = listen(options)  # before the model is loaded: a port that is taken is known at once
+    with listen(options) as listener:  # before the model is loaded: a port that is taken is known at once
         arguments = model.for_llm()
         target, draft = arguments.pop("target"), arguments.pop("draft")
         limits = EngineLimits(max_running=max_running, max_waiting=max_waiting, share_prompts=share_prompts)
-        loaded = load(
-            target, draft, EngineOptions(**arguments), limits, prompt_format=prompt_format, name=name, progress=progress
-        )
+        chosen = EngineOptions(**arguments)
+        with ProgressBars(quiet=quiet) as progress:
+            loaded = load(target, draft, chosen, limits, prompt_format=prompt_format, name=name, progress=progress)
 
-    def tell(address: str) -> None:
-        drafter = loaded.model.drafter or "none"
-        budget = loaded.engine.stats.kv_budget
-        memory = "" if budget is None else f", up to {budget / 1e9:.1f} GB for context"
-        sys.stdout.write(f"serving {loaded.model.name} (draft: {drafter}) at {address}{memory}\n")
-        if loaded.note is not None:
-            sys.stdout.write(f"{loaded.note}\n")
-        sys.stdout.flush()
+        def tell(address: str) -> None:
+            drafter = loaded.model.drafter or "none"
+            budget = loaded.engine.stats.kv_budget
+            memory = "" if budget is None else f", up to {budget / 1e9:.1f} GB for context"
+            sys.stdout.write(f"serving {loaded.model.name} (draft: {drafter}) at {address}{memory}\n")
+            if loaded.note is not None:
+                sys.stdout.write(f"{loaded.note}\n")
+            sys.stdout.flush()
 
-    run(loaded, options, listener, ready=tell, access_log=access_log)
+        run(loaded, options, listener, ready=tell, access_log=access_log)
 
 
 def _server_options(network: NetworkOptions, drain_s: float) -> ServerOptions:
