@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.by_costs import ByCosts
 from benchmarks.common import add_record_option, report, table
 from draftsmith.checkpoint import open_checkpoint, resolve
 from draftsmith.engine.calibrate import StepCosts
@@ -181,35 +182,6 @@ class Writer:
             return FixedLength(way.length or 0)
         way.draft.policy = AutoLength(way.draft.calibration.live) if self._cold else way.draft.policy.successor()
         return way.draft.policy
-
-
-class ByCosts:
-    """What the rounds of one reply cost, in place of what they took.
-
-    ``error``: how many times what was told of them drafts and checks really cost. ``unread``: tokens of the prompt
-    that a draft model has not read when the reply begins.
-    """
-
-    def __init__(self, steps: StepCosts, error: float, unread: int) -> None:
-        self._unit, self._costs, self._error = steps.plain_s, steps.costs, error
-        self._unread = unread
-        self._drawn = False
-        self.steps = 0.0  # plain steps that all rounds cost
-
-    def times(self, counts: RoundTimes) -> RoundTimes:
-        """The round as it should have been."""
-        self._drawn = counts.num_drawn > 0
-        check = 1 + self._error * (self._costs.verify_cost(counts.num_draft_tokens + 1) - 1)
-        draft = self._error * (self._costs.draft_cost(counts.num_drawn) + self._drawn * self._reading())
-        self.steps += draft + check
-        return dataclasses.replace(counts, draft_s=draft * self._unit, check_s=check * self._unit, apart=True)
-
-    def _reading(self) -> float:
-        return self._unread * self._costs.draft_read
-
-    def wrote(self, tokens: int) -> None:
-        """So many came of the last round; a model that drafted in it has them, or reads them at the cost of a start."""
-        self._unread = 0 if self._drawn else self._unread + tokens
 
 
 def run(writer: Writer, items: Sequence[tuple[str, PromptItem]], ways: Sequence[Way], repeat: int) -> Iterator[Prompt]:

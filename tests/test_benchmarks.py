@@ -15,6 +15,7 @@ import pytest
 from scipy.special import log_softmax
 
 from benchmarks import common, curves, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
+from benchmarks.by_costs import ByCosts
 from benchmarks.perplexity import log_probabilities, python_reference
 from draftsmith.engine.calibrate import StepCosts
 from draftsmith.engine.loading import load_model
@@ -244,7 +245,7 @@ def _greedy(model: Model) -> list[int]:
 
 def test_rounds_cost_what_they_cost_and_a_model_that_was_not_asked_has_to_read() -> None:
     """By hand, checks and drafts at twice what was told; a plain step takes half a second."""
-    costs = policy.ByCosts(StepCosts(0.5, CostModel(0.25, (1.0, 1.25, 1.5), 0.125, 0.5)), 2.0, unread=2)
+    costs = ByCosts(StepCosts(0.5, CostModel(0.25, (1.0, 1.25, 1.5), 0.125, 0.5)), 2.0, unread=2)
     rounds = [  # tokens drafted, drawn and written; drafting and checking, in plain steps
         (0, 0, 1, 0.0, 1.0),
         (2, 0, 3, 0.0, 2.0),  # a copy
