@@ -27,12 +27,10 @@ class ByCosts:
         """The round as it should have been."""
         self._drawn = counts.num_drawn > 0
         check = 1 + self._error * (self._costs.verify_cost(counts.num_draft_tokens + 1) - 1)
-        draft = self._error * (self._costs.draft_cost(counts.num_drawn) + self._drawn * self._reading())
+        reading = self._unread * self._costs.draft_read if self._drawn else 0.0
+        draft = self._error * (self._costs.draft_cost(counts.num_drawn) + reading)
         self.steps += draft + check
         return dataclasses.replace(counts, draft_s=draft * self._unit, check_s=check * self._unit, apart=True)
-
-    def _reading(self) -> float:
-        return self._unread * self._costs.draft_read
 
     def wrote(self, tokens: int) -> None:
         """So many came of the last round; a model that drafted in it has them, or reads them at the cost of a start."""

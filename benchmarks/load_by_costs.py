@@ -24,7 +24,7 @@ from benchmarks.common import add_record_option, report, table
 from benchmarks.load import in_turn
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.calibration import Calibration
-from draftsmith.engine.drafting import BatchDrafter
+from draftsmith.engine.drafting import BatchDrafter, nobody
 from draftsmith.engine.handle import Handle
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.engine.loading import load_drafter, load_model
@@ -79,17 +79,18 @@ class Clock:
         return since + share * (self.moments[place] - since)
 
 
-class ByCosts(BatchDrafter):
+class DrafterByCosts(BatchDrafter):
     """A ``BatchDrafter`` that is told, in place of what steps took, what they should have taken."""
 
-    def __init__(self, inner: BatchDrafter, costs: CostModel, error: float, clock: Clock) -> None:
+    def __init__(self, inner: BatchDrafter, costs: CostModel, error: float) -> None:
         self.__dict__.update(inner.__dict__)
-        self._told, self._error, self._clock = costs, error, clock
+        self._told, self._error = costs, error
+        self.clock = Clock()
         self._draft_s = self._check_s = 0.0
         self.num_drafts = 0
 
     def draft(
-        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] | None = None
+        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] = nobody
     ) -> list[tuple[Task, Exception]]:
         """As ever; notes what the step consists of."""
         read_before = {task: task.drafter_read for task in parts}
@@ -109,7 +110,7 @@ class ByCosts(BatchDrafter):
     def see_times(self, draft_s: float, check_s: float) -> None:
         """The step lasted what it should have."""
         del draft_s, check_s
-        self._clock.now += self._draft_s + self._check_s
+        self.clock.now += self._draft_s + self._check_s
         super().see_times(self._draft_s, self._check_s)
 
 
@@ -136,41 +137,39 @@ def write(
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """All replies of a size, and when they had been written. ``drafts``: how many were checked."""
+
+    replies: list[tuple[int, ...]]
+    clock: Clock
+    drafts: int
+
+
 class Way:
     """An engine whose steps last what ``costs`` say; it stays, as a server does, from one size to the next."""
 
-    engine: Engine
-    drafter: ByCosts
-    clock: Clock
+    def __init__(self, engine: Engine, costs: CostModel, error: float) -> None:
+        self._engine = engine
+        self._drafter = engine._drafter = DrafterByCosts(engine._drafter, costs, error)
 
-    @classmethod
-    def of(cls, build: Callable[[], Engine], costs: CostModel, error: float) -> Way:
-        """An engine anew."""
-        engine, clock = build(), Clock()
-        drafter = ByCosts(engine._drafter, costs, error, clock)
-        engine._drafter = drafter
-        return cls(engine, drafter, clock)
-
-    def run(self, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> list[tuple[int, ...]]:
+    def run(self, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> Written:
         """All replies; clock and count begin anew."""
-        self.clock.now, self.drafter.num_drafts = 0.0, 0
-        self.clock.moments.clear()
-        self.clock.written.clear()
-        return write(self.engine, self.clock, prompts, size, tokens)
+        self._drafter.clock, self._drafter.num_drafts = Clock(), 0
+        replies = write(self._engine, self._drafter.clock, prompts, size, tokens)
+        return Written(replies, self._drafter.clock, self._drafter.num_drafts)
 
 
-def compare(plain: Way, drafting: Way, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> dict[str, float]:
+def compare(plain: Written, drafting: Written, size: int) -> dict[str, float]:
     """Drafting / plain over the first replies, as many as there are places, and over all. Raises where texts differ."""
-    replies = plain.run(prompts, size, tokens)
-    if drafting.run(prompts, size, tokens) != replies:
+    if drafting.replies != plain.replies:
         raise RuntimeError(f"with drafting, texts of {size} at once are other texts")
     every = min(plain.clock.written[-1], drafting.clock.written[-1])
-    first = min(every, sum(map(len, replies[:size])))
+    first = min(every, sum(map(len, plain.replies[:size])))
     return {
         "first": plain.clock.time_to(first) / drafting.clock.time_to(first),
         "all": plain.clock.time_to(every) / drafting.clock.time_to(every),
         "tokens": every,
-        "drafts": drafting.drafter.num_drafts,
+        "drafts": drafting.drafts,
     }
 
 
@@ -187,29 +186,31 @@ def main() -> int:
         costs = CostModel(options.draft_step, verify, options.draft_read)
     else:
         costs = Calibration(loaded, drafter, options.threads).steps.costs
-    limits = EngineLimits(max_running=max(map(int, options.sizes.split(","))))
-
-    def plain_engine() -> Engine:
-        return Engine(loaded.model, eos_ids=loaded.tokenizer.eos_ids, limits=limits)
-
-    def drafting_engine() -> Engine:
-        return Engine(
-            loaded.model, eos_ids=loaded.tokenizer.eos_ids, drafter=drafter.drafter, draft_model=drafter.model,
-            costs=lambda: costs, limits=limits,
-        )  # fmt: skip
-
+    sizes = [int(size) for size in options.sizes.split(",")]
+    # Nothing is shared: each way gets every prompt once, and who is asked later must not find it read.
+    limits = EngineLimits(max_running=max(sizes), share_prompts=False)
     items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
-    shown, asked = choose_format(loaded.tokenizer, None), in_turn(items)
-    rows, plain = [], Way.of(plain_engine, costs, 1.0)
+    shown, asked, place = choose_format(loaded.tokenizer, None), in_turn(items), 0
+    prompts: dict[int, list[tuple[int, ...]]] = {}
+    for size in sizes:
+        texts = [f"({size}.{i}) {asked[(place + i) % len(asked)]}" for i in range(max(4, size) * options.chats)]
+        place += len(texts)
+        chats = [shown.encode([Message("user", text)], add_generation_prompt=True) for text in texts]
+        prompts[size] = [tuple(chat.token_ids) for chat in chats]
+
+    def run(way: Way) -> dict[int, Written]:
+        return {size: way.run(prompts[size], size, options.max_new_tokens) for size in sizes}
+
+    eos_ids, rows = loaded.tokenizer.eos_ids, []
+    plain = run(Way(Engine(loaded.model, eos_ids=eos_ids, limits=limits), costs, 1.0))
     for error in map(float, options.errors.split(",")):
-        drafting, place = Way.of(drafting_engine, costs, error), 0
-        for size in map(int, options.sizes.split(",")):
-            texts = [f"({size}.{i}) {asked[(place + i) % len(asked)]}" for i in range(max(4, size) * options.chats)]
-            place += len(texts)
-            prompts = [shown.encode([Message("user", text)], add_generation_prompt=True).token_ids for text in texts]
-            found = compare(plain, drafting, prompts, size, options.max_new_tokens)
-            rows.append({"error": error, "size": size, **found})
-            print(f"costs times {error}, {size} at once: {found['all']:.3f}", file=sys.stderr)
+        engine = Engine(
+            loaded.model, eos_ids=eos_ids, drafter=drafter.drafter, draft_model=drafter.model, costs=lambda: costs,
+            limits=limits,
+        )  # fmt: skip
+        for size, drafting in run(Way(engine, costs, error)).items():
+            rows.append({"error": error, "size": size, **compare(plain[size], drafting, size)})
+            print(f"costs times {error}, {size} at once: {rows[-1]['all']:.3f}", file=sys.stderr)
     head = ["costs / as told", "chats at once", "drafting / plain, first chats", "all chats", "tokens", "drafts"]
     lines = [[r["error"], r["size"], r["first"], r["all"], int(r["tokens"]), int(r["drafts"])] for r in rows]
     told = {"draft_step": costs.draft_step, "draft_read": costs.draft_read, "verify": list(costs.verify)}

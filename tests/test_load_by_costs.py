@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,35 +50,37 @@ class WrongSession:
 
 
 def way(error: float, **options: object) -> load_by_costs.Way:
-    return load_by_costs.Way.of(lambda: Engine(SharedFakeModel(), **options), COSTS, error)  # type: ignore[arg-type]
+    return load_by_costs.Way(Engine(SharedFakeModel(), **options), COSTS, error)  # type: ignore[arg-type]
 
 
 def test_rows_cost_what_they_cost_and_those_of_drafts_so_many_times_that() -> None:
     """Six tokens, drafts of two that are never right: a prompt of three, then 3, 3, 3, 2 and 1 rows."""
-    plain, error = way(1.0), 2.0
-    drafting = way(error, drafter=WrongDrafter(), num_draft_tokens=2)
-    found = load_by_costs.compare(plain, drafting, [PROMPT], 1, 6)
+    error = 2.0
+    plain = way(1.0).run([PROMPT], 1, 6)
+    drafting = way(error, drafter=WrongDrafter(), num_draft_tokens=2).run([PROMPT], 1, 6)
     assert plain.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 5))
     expected = 1.3 + 5 + error * (3 * 0.3 + 0.1)
     assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * expected)
-    assert found["drafts"] == 4
+    assert drafting.drafts == 4
+    assert load_by_costs.compare(plain, drafting, 1)["drafts"] == 4
+    with pytest.raises(RuntimeError, match="texts of 1 at once are other texts"):
+        load_by_costs.compare(plain, replace(drafting, replies=[(1,)]), 1)
 
 
 def test_a_draft_model_is_paid_for_drawing_and_for_reading() -> None:
     """Four tokens, drafts of one of the target itself: the prompt and a draft that is right, with the bonus token."""
     model = SharedFakeModel()
-    drafting = way(1.0, drafter=ModelDrafter(model, target_vocab_size=model.vocab_size), num_draft_tokens=1)
-    [reply] = drafting.run([PROMPT], 1, 3)
-    assert len(reply) == 3
+    drafter = ModelDrafter(model, target_vocab_size=model.vocab_size)
+    drafting = way(1.0, drafter=drafter, num_draft_tokens=1).run([PROMPT], 1, 3)
+    assert [len(reply) for reply in drafting.replies] == [3]
     # Reading the prompt, 3 rows; a draft of one token, for which it reads 4, three of them besides; 2 rows.
     assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 0.5 + 0.25 + 3 * 0.125 + 1.1))
 
 
 def test_counting_ends_when_a_place_stays_empty() -> None:
     """Three prompts, two places: when one of the first two has ended, all three are written or being so."""
-    plain = way(1.0)
-    replies = plain.run([PROMPT, tuple(b"xy"), tuple(b"hello")], 2, 4)
-    assert [len(reply) for reply in replies] == [4, 4, 4]
+    plain = way(1.0).run([PROMPT, tuple(b"xy"), tuple(b"hello")], 2, 4)
+    assert [len(reply) for reply in plain.replies] == [4, 4, 4]
     assert plain.clock.written[-1] < 12
 
 
@@ -102,3 +106,26 @@ def test_sizes_and_errors_are_gone_through_with_real_texts(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(row["error"], row["size"]) for row in result["rows"]] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert result["target"] == "tiny"
+
+
+def test_nobody_finds_a_prompt_read_that_another_way_has_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error twice is the same figure twice, and prompts that are alike are read each time."""
+    target, prompts = str(tiny_folder(tmp_path / "tiny")), tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"id": "0", "category": "any", "turns": ["abc abc " * 9]}) + "\n")
+    options = ["--target", target, "--prompts", str(prompts), "--draft", "lookup", "--sizes", "2", "--chats", "2"]
+    reused: list[int] = []
+    run = load_by_costs.Way.run
+
+    def noted(self: load_by_costs.Way, *given: Any) -> load_by_costs.Written:
+        written = run(self, *given)
+        reused.append(self._engine.stats.num_reused_tokens)
+        return written
+
+    monkeypatch.setattr(load_by_costs.Way, "run", noted)
+    monkeypatch.setattr(sys, "argv", ["load_by_costs", *options, "--errors", "1,1", "--max-new-tokens", "8"])
+    assert load_by_costs.main() == 0
+    first, second = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert first == second
+    assert reused == [0, 0, 0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from draftsmith.engine.drafting import BatchDrafter
+from draftsmith.engine.drafting import BatchDrafter, nobody
 from draftsmith.engine.handle import Handle, RequestOptions
 from draftsmith.engine.kv import KVMemory
 from draftsmith.engine.limits import EngineLimits, share_reading
@@ -163,7 +163,7 @@ class Engine:
         """Free the caches of texts that are over. What was learnt about drafts stays."""
         self._roster.kept.clear()
 
-    def step(self, before_models: Callable[[], object] | None = None) -> None:
+    def step(self, before_models: Callable[[], object] = nobody) -> None:
         """One round for every text of the batch. Errors end the requests that they concern, never the others.
 
         ``before_models`` is called before a model computes, at least once: meanwhile other threads can have the
@@ -180,8 +180,7 @@ class Engine:
                 del counts[task]
             drafted, texts = time.perf_counter(), len(counts)
             counts = self._roster.make_room(counts)
-            if before_models is not None:
-                before_models()
+            before_models()
             answers = self._forward(counts)
             if len(answers) == texts:
                 self._drafter.see_times(drafted - began, time.perf_counter() - drafted)

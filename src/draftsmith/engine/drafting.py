@@ -25,11 +25,15 @@ from draftsmith.speculate.drafters.model import drafting
 from draftsmith.speculate.drafters.protocol import UnseenDraftSession
 from draftsmith.types import Draft, VerificationRule
 
-__all__ = ["BatchCosts", "BatchDrafter"]
+__all__ = ["BatchCosts", "BatchDrafter", "nobody"]
 
 _HANDLING = 0.02  # of a plain step of a text alone: to ask for a draft, judge it and learn from it, in Python
 _QUESTIONS = 32  # over which the share that brought a draft is averaged
 _MEMORY = 8  # rounds with drafts, over which the number of texts that draft is averaged
+
+
+def nobody() -> None:
+    """To tell where nobody waits to be told."""
 
 
 class BatchCosts:
@@ -136,7 +140,7 @@ class BatchDrafter:
             self._learnt = task.policy
 
     def draft(
-        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] | None = None
+        self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] = nobody
     ) -> list[tuple[Task, Exception]]:
         """Propose a draft to every text among ``parts`` (tokens to read by task) that is ready for one.
 
@@ -145,7 +149,7 @@ class BatchDrafter:
 
         Returns the tasks that went wrong; they must not go on.
         """
-        failed, read = self._draft(parts, running, before_models or _nothing)
+        failed, read = self._draft(parts, running, before_models)
         self._step = None if failed or read is None else self._describe(parts, read)
         return failed
 
@@ -273,10 +277,6 @@ class BatchDrafter:
         if self._rule == "rejection" and not task.request.sampling.greedy:
             return AutoLength(self._as_measured)
         return AutoLength(self._costs) if self._learnt is None else self._learnt.successor()
-
-
-def _nothing() -> None:
-    """Nobody is to be told."""
 
 
 def _draft_together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from draftsmith.engine.kv import KVMemory, PrefixCache, SharedCache, shared_prefix
@@ -119,17 +119,20 @@ class Roster:
             return self.kept.lend(entry, shared), session, shared
         return self._model.new_cache(), None, 0
 
+    @property
+    def _sharing(self) -> Sequence[Task]:
+        """Those of the batch whose texts may save others some reading."""
+        return self.running if self._limits.share_prompts else ()
+
     def _lenders(self, task: Task) -> Iterator[tuple[int, SharedCache]]:
         """Caches of the batch that can be shared, with the number of tokens of the task's text that each holds."""
-        for other in self.running if self._limits.share_prompts else ():
+        for other in self._sharing:
             if fulfils(other.cache, SharedCache):
                 yield min(shared_prefix(other.ids, task.ids), other.cache.length, task.sharable), other.cache
 
     def _is_being_read(self, task: Task) -> bool:
         """Whether another text will soon hold much more of this one's beginning than any cache does now."""
-        if not self._limits.share_prompts:
-            return False
-        coming = [shared_prefix(other.ids, task.ids) for other in self.running if not other.writing]
+        coming = [shared_prefix(other.ids, task.ids) for other in self._sharing if not other.writing]
         best = min(max(coming, default=0), task.sharable)
         if best < _WORTH_WAITING_FOR:
             return False
