@@ -4,7 +4,8 @@
 
 Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
 prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
-of them are idle. Ours is one server that is asked to draft or not to: of two that are alike, one takes up to 4 % more
+of them are idle. Replies are of different lengths, or chats that began together would go on ending together, and their
+prompts be read together, as of no users. Ours is one server that is asked to draft or not to: of two that are alike, one takes up to 4 % more
 processor time than the other for as long as both run. It shares no prompts, or a wave would find those of the one
 before read. Tokens per second: reply tokens / wall time, prompts included, from the first question to the moment when a
 client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under way, the share of
@@ -86,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", default="1,4,8,16", help="chats at once, comma-separated")
     parser.add_argument("--waves", type=int, default=3, help="waves of each size for each server")
     parser.add_argument("--chats", type=int, default=2, help="chats of each client in a wave")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of a reply at most, on average over all")
     parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stolen", type=float, default=0.02, help="share of the processors that others may have")
@@ -161,16 +162,22 @@ def peer_command(program: str, options: argparse.Namespace, port: int, *, drafti
     return [*command, "-md", str(options.draft), "--spec-draft-n-max", "8"]
 
 
-def ask_all(endpoint: Endpoint, prompts: Sequence[str], clients: int, sampling: SamplingParams) -> Wave:
+def ask_all(endpoint: Endpoint, prompts: Sequence[str], clients: int, max_new_tokens: int) -> Wave:
     """One wave."""
 
-    def ask(prompt: str) -> tuple[float, Streamed]:
+    def ask(prompt: str, limit: int) -> tuple[float, Streamed]:
         asked = time.perf_counter()
-        return asked, endpoint.ask([Message("user", prompt)], sampling)
+        return asked, endpoint.ask([Message("user", prompt)], SamplingParams(greedy=True, max_new_tokens=limit))
 
     with ThreadPoolExecutor(clients) as pool:
-        answers = list(pool.map(ask, prompts))
+        answers = list(pool.map(ask, prompts, limits_of(len(prompts), max_new_tokens)))
     return as_wave(answers, clients)
+
+
+def limits_of(replies: int, average: int) -> list[int]:
+    """How many tokens each reply may have: from half to one and a half times ``average``, evenly and out of order."""
+    golden = (5**0.5 - 1) / 2
+    return [max(1, round(average * (0.5 + (i + 0.5) * golden % 1))) for i in range(replies)]
 
 
 def as_wave(answers: Sequence[tuple[float, Streamed]], clients: int) -> Wave:
@@ -201,9 +208,8 @@ def measure(
     """All waves, by size and server."""
     items = read_prompts(options.prompts) if options.prompts else built_in_prompts()
     asked, place = in_turn(items), 0
-    sampling = SamplingParams(greedy=True, max_new_tokens=options.max_new_tokens)
     for endpoint in ways.values():  # wakes weights up, and lets drafts be calibrated
-        ask_all(endpoint, [f"Warming up. {text}" for text in asked[:4]], 2, sampling)
+        ask_all(endpoint, [f"Warming up. {text}" for text in asked[:4]], 2, options.max_new_tokens)
     found: dict[int, dict[str, list[Wave]]] = {}
     for size in map(int, options.sizes.split(",")):
         rows = found.setdefault(size, {name: [] for name in ways})
@@ -216,7 +222,7 @@ def measure(
             order = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
             for name in order:
                 (stolen, ticks), before = machine_ticks(), processor_s(processes[name])
-                one = ask_all(ways[name], wave, size, sampling)
+                one = ask_all(ways[name], wave, size, options.max_new_tokens)
                 after, (stolen_after, ticks_after) = processor_s(processes[name]), machine_ticks()
                 spent = None if before is None or after is None else after - before
                 share = (stolen_after - stolen) / max(1, ticks_after - ticks)

@@ -2,13 +2,15 @@
 
     python -m benchmarks.load_by_costs --target REF [--draft REF|lookup|auto] [--sizes 1,4,8,16] [--errors 1,1.3]
 
-Real models write real replies, with drafts and without, ``size`` at a time: who ends makes room for the next prompt,
-and counting ends when no prompt is left. But every step is taken to last what calibrated costs say: the forward by its
-rows, the draft model by its drafts and by what it reads. So two runs are the same to the last digit, and drafting that
-loses a hundredth shows. ``--errors``: checks and drafts really cost so many times what the engine was told, which it
-has to find out from the seconds of its steps, as on a machine that has changed since it was measured. ``--verify``:
-v(1), v(2), ... of another machine, with ``--draft-step`` and ``--draft-read``. What Python takes is not in it; for
-that, see ``benchmarks.load``.
+Real models write real replies of different lengths, with drafts and without, ``size`` at a time: who ends makes room
+for the next prompt, and counting ends when no prompt is left. But every step is taken to last what calibrated costs
+say: the forward by its rows, the draft model by its drafts and by what it reads. So two runs are the same to the last
+digit, and drafting that loses a hundredth shows. That the target reads prompts is taken to cost nothing, though drafts
+beside them do: it is the same for both, but one prompt more or less before counting ends would weigh more than all
+drafts. ``--errors``: checks and drafts really cost so many times what the engine was told, which it has to find out
+from the seconds of its steps, as on a machine that has changed since it was measured. ``--verify``: v(1), v(2), ... of
+another machine, with ``--draft-step`` and ``--draft-read``. What Python takes is not in it; for that, see
+``benchmarks.load``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common import add_record_option, report, table
-from benchmarks.load import in_turn
+from benchmarks.load import in_turn, limits_of
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.calibration import Calibration
 from draftsmith.engine.drafting import BatchDrafter, nobody
@@ -49,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--verify", help="v(1),v(2),...; as calibrated on this machine where it is not given")
     parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
     parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of a reply at most, on average over all")
     parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
     parser.add_argument("--threads", type=int)
     add_record_option(parser)
@@ -98,12 +100,11 @@ class DrafterByCosts(BatchDrafter):
         drafts = [task for task in parts if task.has_draft]
         drawn = [task.num_drawn for task in drafts if task.num_drawn]
         read = sum(task.drafter_read - before for task, before in read_before.items()) - len(drawn)
-        verify, rows = self._told.verify_cost, sum(parts.values())
-        plain = verify(rows)
-        checks = verify(rows + sum(task.rows(0) for task in drafts)) - plain
+        verify, rows, writing = self._told.verify_cost, sum(parts.values()), sum(task.writing for task in parts)
+        checks = verify(rows + sum(task.rows(0) for task in drafts)) - verify(rows)
         drawing = self._told.draft_cost(max(drawn)) * verify(len(drawn)) if drawn else 0.0
         self._draft_s = UNIT_S * self._error * (drawing + self._told.draft_read * max(0, read))
-        self._check_s = UNIT_S * (plain + self._error * checks)
+        self._check_s = UNIT_S * ((verify(writing) if writing else 0.0) + self._error * checks)
         self.num_drafts += len(drafts)
         return failed
 
@@ -115,15 +116,18 @@ class DrafterByCosts(BatchDrafter):
 
 
 def write(
-    engine: Engine, clock: Clock, prompts: Sequence[tuple[int, ...]], size: int, tokens: int
+    engine: Engine, clock: Clock, prompts: Sequence[tuple[int, ...]], size: int, limits: Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """Replies to all prompts, ``size`` at a time; ``clock`` notes what is written while all places are taken."""
-    params = SamplingParams(greedy=True, max_new_tokens=tokens)
+    """Replies to all prompts, of as many tokens as ``limits`` say at most, ``size`` at a time.
+
+    ``clock`` notes what is written while all places are taken.
+    """
     handles: list[Handle] = []
     replies: list[tuple[int, ...]] = []
     while len(handles) < len(prompts) or not engine.idle:
         running = sum(not handle.finished for handle in handles)
-        for prompt in prompts[len(handles) :][: size - running]:
+        for prompt, limit in list(zip(prompts, limits, strict=True))[len(handles) :][: size - running]:
+            params = SamplingParams(greedy=True, max_new_tokens=limit)
             handles.append(engine.submit(Request(prompt_ids=prompt, sampling=params)))
             replies.append(())
         engine.step()
@@ -152,10 +156,10 @@ class Way:
         self._engine = engine
         self._drafter = engine._drafter = DrafterByCosts(engine._drafter, costs, error)
 
-    def run(self, prompts: Sequence[tuple[int, ...]], size: int, tokens: int) -> Written:
-        """All replies; clock and count begin anew."""
+    def run(self, prompts: Sequence[tuple[int, ...]], size: int, limits: Sequence[int]) -> Written:
+        """All replies; clock and count begin anew. See ``write``."""
         self._drafter.clock, self._drafter.num_drafts = Clock(), 0
-        replies = write(self._engine, self._drafter.clock, prompts, size, tokens)
+        replies = write(self._engine, self._drafter.clock, prompts, size, limits)
         return Written(replies, self._drafter.clock, self._drafter.num_drafts)
 
 
@@ -199,7 +203,9 @@ def main() -> int:
         prompts[size] = [tuple(chat.token_ids) for chat in chats]
 
     def run(way: Way) -> dict[int, Written]:
-        return {size: way.run(prompts[size], size, options.max_new_tokens) for size in sizes}
+        return {
+            size: way.run(prompts[size], size, limits_of(len(prompts[size]), options.max_new_tokens)) for size in sizes
+        }
 
     eos_ids, rows = loaded.tokenizer.eos_ids, []
     plain = run(Way(Engine(loaded.model, eos_ids=eos_ids, limits=limits), costs, 1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,12 @@ def test_processor_time_is_that_of_the_process() -> None:
     assert after is not None
     assert after - before >= 0.05  # ticks of a hundredth of a second
     assert load.processor_s(2**22 + 1) is None  # no process has such a number
+
+
+@pytest.mark.parametrize(("replies", "average"), [(4, 64), (16, 64), (96, 64), (5, 1)])
+def test_replies_differ_in_length(replies: int, average: int) -> None:
+    limits = load.limits_of(replies, average)
+    assert len(limits) == replies
+    assert all(max(1, average // 2) <= limit <= 1.5 * average + 1 for limit in limits)
+    assert abs(sum(limits) / replies - average) <= average / 8 + 0.5
+    assert average == 1 or all(abs(a - b) >= average / 4 for a, b in pairwise(limits))

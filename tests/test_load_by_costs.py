@@ -54,12 +54,12 @@ def way(error: float, **options: object) -> load_by_costs.Way:
 
 
 def test_rows_cost_what_they_cost_and_those_of_drafts_so_many_times_that() -> None:
-    """Six tokens, drafts of two that are never right: a prompt of three, then 3, 3, 3, 2 and 1 rows."""
+    """Six tokens, drafts of two that are never right: after the prompt, 3, 3, 3, 2 and 1 rows."""
     error = 2.0
-    plain = way(1.0).run([PROMPT], 1, 6)
-    drafting = way(error, drafter=WrongDrafter(), num_draft_tokens=2).run([PROMPT], 1, 6)
-    assert plain.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 5))
-    expected = 1.3 + 5 + error * (3 * 0.3 + 0.1)
+    plain = way(1.0).run([PROMPT], 1, [6])
+    drafting = way(error, drafter=WrongDrafter(), num_draft_tokens=2).run([PROMPT], 1, [6])
+    assert plain.clock.now == pytest.approx(load_by_costs.UNIT_S * 5)
+    expected = 5 + error * (3 * 0.3 + 0.1)
     assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * expected)
     assert drafting.drafts == 4
     assert load_by_costs.compare(plain, drafting, 1)["drafts"] == 4
@@ -71,17 +71,17 @@ def test_a_draft_model_is_paid_for_drawing_and_for_reading() -> None:
     """Four tokens, drafts of one of the target itself: the prompt and a draft that is right, with the bonus token."""
     model = SharedFakeModel()
     drafter = ModelDrafter(model, target_vocab_size=model.vocab_size)
-    drafting = way(1.0, drafter=drafter, num_draft_tokens=1).run([PROMPT], 1, 3)
+    drafting = way(1.0, drafter=drafter, num_draft_tokens=1).run([PROMPT], 1, [3])
     assert [len(reply) for reply in drafting.replies] == [3]
-    # Reading the prompt, 3 rows; a draft of one token, for which it reads 4, three of them besides; 2 rows.
-    assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.3 + 0.5 + 0.25 + 3 * 0.125 + 1.1))
+    # A draft of one token, for which it reads 4, three of them besides; 2 rows.
+    assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * (0.5 + 0.25 + 3 * 0.125 + 1.1))
 
 
 def test_counting_ends_when_a_place_stays_empty() -> None:
     """Three prompts, two places: when one of the first two has ended, all three are written or being so."""
-    plain = way(1.0).run([PROMPT, tuple(b"xy"), tuple(b"hello")], 2, 4)
-    assert [len(reply) for reply in plain.replies] == [4, 4, 4]
-    assert plain.clock.written[-1] < 12
+    plain = way(1.0).run([PROMPT, tuple(b"xy"), tuple(b"hello")], 2, [4, 6, 5])
+    assert [len(reply) for reply in plain.replies] == [4, 6, 5]
+    assert plain.clock.written[-1] < 15
 
 
 def test_the_time_to_a_number_of_tokens_lies_between_two_moments() -> None:
@@ -129,3 +129,14 @@ def test_nobody_finds_a_prompt_read_that_another_way_has_asked(
     first, second = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert first == second
     assert reused == [0, 0, 0]
+
+
+def test_drafts_beside_a_prompt_cost_what_they_do_there() -> None:
+    """Two places: while the third prompt is read, the second text writes, with a draft of two in vain."""
+    prompts, limits = [PROMPT, tuple(b"def"), tuple(b"xyz")], [2, 4, 1]
+    plain = way(1.0).run(prompts, 2, limits)
+    drafting = way(1.0, drafter=WrongDrafter(), num_draft_tokens=2).run(prompts, 2, limits)
+    # Plain: two that write, then one of them beside a prompt, then alone. With drafts: 2 + 2 rows, for the first text
+    # has room for none; then 3 + 1 + 1 rows beside the prompt in place of 3 + 1; at the end there is room for none.
+    assert plain.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.1 + 1 + 1))
+    assert drafting.clock.now == pytest.approx(load_by_costs.UNIT_S * (1.6 + (1 + 2.0 - 1.6) + 1))
