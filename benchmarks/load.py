@@ -3,18 +3,18 @@
     python -m benchmarks.load --target TARGET.gguf [--draft DRAFT.gguf] [--ours-draft REF] [--llama-server PATH]
 
 Waves: so many clients at once, each of which asks one prompt after the other, streaming and greedily, until the wave's
-prompts are used up. The servers take turns wave by wave on the same prompts, the first one changing; between waves all
-of them are idle. Replies are of different lengths, or chats that began together would go on ending together, and their
-prompts be read together, as of no users. Ours is one server that is asked to draft or not to: of two that are alike, one takes up to 4 % more
-processor time than the other for as long as both run. It shares no prompts, or a wave would find those of the one
-before read. Tokens per second: reply tokens / wall time, prompts included, from the first question to the moment when a
-client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under way, the share of
-its time that has gone by. Ratios are medians over the waves of one size, each of ours against the better of
-llama-server's two on the same prompts. Beside the median of drafting against plain stands what all waves together took,
-with a 95 % bootstrap interval over the waves, and the same by the processor time of the server (of both threads, where
-the system tells): it leaves out what others on the host took away from either. A virtual machine is told how much of
-its processors others had: turns in which that was more than ``--stolen`` for one of the waves are not counted, as far
-as there are others.
+prompts are used up. Replies are of different lengths: as chats of one length go on ending together, their prompts would
+be read together, as no users' are. The servers take turns wave by wave on the same prompts, the first one changing;
+between waves all of them are idle. Ours is one server that is asked to draft or not to: of two that are alike, one
+takes up to 4 % more processor time than the other for as long as both run. It shares no prompts, or a wave would find
+those of the one before read. Tokens per second: reply tokens / wall time, prompts included, from the first question to
+the moment when a client finds no prompt left, for after it there are fewer chats at once; of a reply that is then under
+way, the share of its time that has gone by. Ratios are medians over the waves of one size, each of ours against the
+better of llama-server's two on the same prompts. Beside the median of drafting against plain stands what all waves
+together took, with a 95 % bootstrap interval over the waves, and the same by the processor time of the server (of both
+threads, where the system tells): it leaves out what others on the host took away from either. A virtual machine is told
+how much of its processors others had: turns in which that was more than ``--stolen`` for one of the waves are not
+counted, as far as there are others.
 ``--llama-server``: the program, built for this machine (-DGGML_NATIVE=ON); without it there is nothing of theirs.
 """
 
