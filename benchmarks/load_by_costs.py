@@ -9,14 +9,15 @@ digit, and drafting that loses a hundredth shows. That the target reads prompts 
 beside them do: it is the same for both, but one prompt more or less before counting ends would weigh more than all
 drafts. ``--errors``: checks and drafts really cost so many times what the engine was told, which it has to find out
 from the seconds of its steps, as on a machine that has changed since it was measured. ``--verify``: v(1), v(2), ... of
-another machine, with ``--draft-step`` and ``--draft-read``. What Python takes is not in it; for that, see
-``benchmarks.load``.
+another machine, with ``--draft-step`` and ``--draft-read``; ``--told``: the v of which the engine is told instead. What
+Python takes is not in it; for that, see ``benchmarks.load``.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--verify", help="v(1),v(2),...; as calibrated on this machine where it is not given")
     parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
     parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+    parser.add_argument("--told", help="v(1),v(2),... as the engine believes it; by default the same")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of a reply at most, on average over all")
     parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
     parser.add_argument("--threads", type=int)
@@ -177,6 +179,10 @@ def compare(plain: Written, drafting: Written, size: int) -> dict[str, float]:
     }
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(one) for one in text.split(","))
+
+
 def main() -> int:
     """Print the table and the JSON line; exit code 1 when texts differ."""
     options = parse()
@@ -186,10 +192,10 @@ def main() -> int:
     if drafter is None:
         raise SystemExit(f"--draft is {options.draft}, which drafts nothing; give a model, lookup or auto")
     if options.verify:
-        verify = tuple(float(one) for one in options.verify.split(","))
-        costs = CostModel(options.draft_step, verify, options.draft_read)
+        costs = CostModel(options.draft_step, _numbers(options.verify), options.draft_read)
     else:
         costs = Calibration(loaded, drafter, options.threads).steps.costs
+    believed = dataclasses.replace(costs, verify=_numbers(options.told)) if options.told else costs
     sizes = [int(size) for size in options.sizes.split(",")]
     # Nothing is shared: each way gets every prompt once, and who is asked later must not find it read.
     limits = EngineLimits(max_running=max(sizes), share_prompts=False)
@@ -211,7 +217,7 @@ def main() -> int:
     plain = run(Way(Engine(loaded.model, eos_ids=eos_ids, limits=limits), costs, 1.0))
     for error in map(float, options.errors.split(",")):
         engine = Engine(
-            loaded.model, eos_ids=eos_ids, drafter=drafter.drafter, draft_model=drafter.model, costs=lambda: costs,
+            loaded.model, eos_ids=eos_ids, drafter=drafter.drafter, draft_model=drafter.model, costs=lambda: believed,
             limits=limits,
         )  # fmt: skip
         for size, drafting in run(Way(engine, costs, error)).items():
@@ -220,6 +226,7 @@ def main() -> int:
     head = ["costs / as told", "chats at once", "drafting / plain, first chats", "all chats", "tokens", "drafts"]
     lines = [[r["error"], r["size"], r["first"], r["all"], int(r["tokens"]), int(r["drafts"])] for r in rows]
     told = {"draft_step": costs.draft_step, "draft_read": costs.draft_read, "verify": list(costs.verify)}
+    told |= {"told": list(believed.verify)}
     name = options.target.rsplit("/", 1)[-1].removesuffix(".gguf")
     result = {"target": name, "draft": options.draft.rsplit("/", 1)[-1], "costs": told, "rows": rows}
     report(f"Many chats at once, by costs: {name}", [table(head, lines)], result, options.record)

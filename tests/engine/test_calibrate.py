@@ -60,3 +60,30 @@ def test_tiny_contexts_can_be_measured() -> None:
     for max_context in (1, 2, 5, 17):
         steps = measure_steps(FakeModel(max_context=max_context), FakeModel(max_context=1))
         assert steps.plain_s > 0
+
+
+class RisingModel(SlowModel):
+    """A forward of m tokens takes 1 + m / 10 ms, and 5 ms more for sizes that are always disturbed."""
+
+    def __init__(self, clock: Clock, disturbed: Sequence[int]) -> None:
+        super().__init__(clock, 1.1e-3, 1e-4)
+        self.disturbed = disturbed
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        self.clock.seconds += 5e-3 * (len(runs[0].token_ids) in self.disturbed)
+        return super().forward(runs)
+
+
+@pytest.mark.parametrize("disturbed", [[], [16], [8, 9], [6, 8, 16]])
+def test_rows_are_not_free_up_to_a_size_that_was_disturbed(disturbed: list[int]) -> None:
+    """What lies around it says what it costs; rows cost the same everywhere here."""
+    clock = Clock()
+    verify = measure_steps(RisingModel(clock, disturbed), clock=clock).costs.verify
+    assert verify == pytest.approx([(10 + size) / 11 for size in range(1, 33)])
+
+
+def test_a_disturbed_plain_step_takes_no_longer_than_two_tokens() -> None:
+    clock = Clock()
+    steps = measure_steps(RisingModel(clock, [1]), clock=clock)
+    assert steps.plain_s == pytest.approx(1.2e-3)
+    assert steps.costs.verify[:3] == pytest.approx([1.0, 1.0, 13 / 12])

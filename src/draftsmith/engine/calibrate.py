@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -91,10 +91,9 @@ def measure_steps(
             if drafts:
                 drafts[place % len(drafts)].run()
     seconds = {timer.size: min(timer.seconds) for timer in timers}
-    # A smaller batch never costs more, and nothing makes a machine faster than it is: what says otherwise is noise.
-    least = {size: min(seconds[s] for s in seconds if s >= size) for size in seconds}
-    plain = least[1]
-    known = [(size, least[size] / plain) for size in least]
+    known = _undisturbed(seconds)
+    plain = known[0][1]
+    known = [(size, took / plain) for size, took in known]
     verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
     if not drafts:
         return StepCosts(plain, CostModel(0.0, verify))
@@ -103,6 +102,18 @@ def measure_steps(
     step = min(max(step, first / 2), first)  # anything else is noise
     read = max(0.0, longest - first) / max(1, drafts[2].size - 1)
     return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain))
+
+
+def _undisturbed(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Sizes and seconds without those of a size that took longer than a larger one.
+
+    A smaller batch never costs more, and nothing makes a machine faster than it is, so such a size was disturbed: what
+    lies around it says better what it costs. Were it taken to cost as much as the larger one, the rows between the two
+    would seem to be free. Size 1 is needed and takes at most what others took.
+    """
+    plain = min(seconds.values())
+    rest = [(size, took) for size, took in seconds.items() if all(seconds[s] >= took for s in seconds if s > size)]
+    return rest if rest[0][0] == 1 else [(1, plain), *rest]
 
 
 def _draft_timers(draft: Model, clock: Callable[[], float]) -> list[_Timer]:
