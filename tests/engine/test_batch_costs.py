@@ -189,9 +189,9 @@ def test_a_check_is_shared_with_as_many_as_have_drafts(monkeypatch: pytest.Monke
     expected: list[int] = []
     set_costs = BatchCosts.set
 
-    def watched(costs: BatchCosts, *, writing: int, drafting: int, reading: int) -> None:
+    def watched(costs: BatchCosts, *, writing: int, drafting: int, reading: int, running: int) -> None:
         expected.append(drafting)
-        set_costs(costs, writing=writing, drafting=drafting, reading=reading)
+        set_costs(costs, writing=writing, drafting=drafting, reading=reading, running=running)
 
     monkeypatch.setattr(BatchCosts, "set", watched)
     drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE) if all_draft else Seldom()
@@ -215,13 +215,20 @@ def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int
     assert measured.draft_step == COSTS.draft_step
     assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
     linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
-    linear.set(writing=writing, drafting=drafting, reading=reading)
+    linear.set(writing=writing, drafting=drafting, reading=reading, running=writing)
     assert linear.verify_cost(tokens) == pytest.approx(tokens + handling / writing)
     assert linear.draft_step == pytest.approx(0.5)
     free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
-    free.set(writing=writing, drafting=drafting, reading=reading)
+    free.set(writing=writing, drafting=drafting, reading=reading, running=writing)
     assert free.verify_cost(tokens) == pytest.approx(1.0 + handling)
     assert free.draft_step == pytest.approx(0.5 * writing / drafting)
+
+
+def test_all_that_run_wait_while_the_draft_model_reads() -> None:
+    """Also those whose prompts are still to be read: one that writes beside three of them costs what four would."""
+    costs = BatchCosts(CostModel(0.5, (1.0, 1.0, 1.0, 1.6), draft_read=0.1))
+    costs.set(writing=1, drafting=1, reading=8, running=4)
+    assert costs.draft_read == pytest.approx(0.1 * 4 / 1.6)
 
 
 @given(st.lists(st.integers(1, 1000), max_size=8), st.integers(1, 300))

@@ -97,7 +97,7 @@ def test_the_costs_of_a_batch_are_those_that_were_found() -> None:
     watch = watched(1.5, 2.0)
     costs, before = BatchCosts(MEASURED, watch), BatchCosts(MEASURED)
     for one in (costs, before):
-        one.set(writing=4, drafting=2, reading=0)
+        one.set(writing=4, drafting=2, reading=0, running=4)
     assert costs.verify_cost(1) == 1
     assert costs.draft_step == pytest.approx(before.draft_step * watch.draft_factor)
     assert costs.draft_start == pytest.approx(before.draft_start * watch.draft_factor)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, TheoryLength, begin_text
 from draftsmith.types import Draft, Verdict
@@ -74,15 +76,17 @@ def test_real_traces_are_faster_than_plain_and_near_the_best_length(draft_step: 
         assert gain > 0.96 * best_fixed(trace, costs), category
 
 
-@pytest.mark.parametrize("start", range(0, 128, 16))
-def test_an_unlucky_start_is_forgiven(start: int) -> None:
-    """The stories, begun at other places: never given up for good, though draft tokens hardly pay here."""
+def test_an_unlucky_start_is_forgiven() -> None:
+    """The stories, begun at other places: seldom given up, though draft tokens hardly pay here, and never dear."""
     costs = CostModel(0.4, (1.0, 1.06, 1.1, 1.15, 1.2))
     for category, trace in real_traces():
         if category == "story":
-            order = [(start + i) % len(trace.accepted) for i in range(len(trace.accepted))]
-            turned = Trace([trace.accepted[i] for i in order], [trace.confidence[i] for i in order])
-            assert speedup(AutoLength(costs), turned, costs) > 1.02
+            size = len(trace.accepted)
+            orders = [[(start + i) % size for i in range(size)] for start in range(0, 128, 16)]
+            turned = [Trace([trace.accepted[i] for i in o], [trace.confidence[i] for i in o]) for o in orders]
+            gains = [speedup(AutoLength(costs), one, costs) for one in turned]
+            assert min(gains) > 0.98
+            assert sum(gains) > 0.96 * sum(best_fixed(one, costs) for one in turned)
 
 
 @pytest.mark.parametrize("checks", [CHEAP_CHECKS, STEEP_CHECKS], ids=["cheap checks", "steep checks"])
@@ -95,7 +99,7 @@ def test_never_much_slower_than_plain_and_near_the_best_length(
     traces = [synthetic(acceptance, seed) for seed in range(8)]
     gains = [speedup(AutoLength(costs), trace, costs) for trace in traces]
     fixed = [[speedup(FixedLength(k), trace, costs) for trace in traces] for k in (0, 1, 2, 3, 4, 6, 8, 12)]
-    assert min(gains) > 0.92  # in 128 tokens from a cold start
+    assert min(gains) > 0.97  # in 128 tokens from a cold start
     assert sum(gains) > 0.96 * max(sum(row) for row in fixed)
 
 
@@ -150,14 +154,14 @@ def test_a_useless_draft_costs_a_twentieth_of_64_tokens_at_most(draft_step: floa
     """Never right, and perhaps very sure of itself; nothing was known of it before."""
     trace = Trace([False] * 64, [confidence] * 64)
     costs = CostModel(draft_step, (1.0, 1.05, 1.09, 1.11, 1.15, 1.18, 1.24, 1.3, 1.65, 1.82))
-    assert speedup(AutoLength(costs), trace, costs) >= 0.95
+    assert speedup(AutoLength(costs), trace, costs) > 0.97
     if draft_step == 1.0:
         assert speedup(AutoLength(costs), trace, costs) == 1.0
 
 
 def test_reading_what_the_draft_missed_has_a_price() -> None:
-    """500 tokens that nobody read are read only once that much was saved; a few are read at once."""
-    costs = CostModel(0.3, CHEAP_CHECKS, draft_read=0.01)
+    """500 tokens that nobody read are read only once the text can bear it; a few are read at once."""
+    costs = CostModel(0.3, CHEAP_CHECKS, draft_read=0.005)
     policy = AutoLength(costs)
     policy.begin(unread=500)
     assert not policy.wants_more([], None)
@@ -169,7 +173,7 @@ def test_reading_what_the_draft_missed_has_a_price() -> None:
         policy.learn(Draft(()), Verdict((0,), 0, 0))
         waited += 1
         assert waited < 10_000
-    assert waited > 200
+    assert waited > 100
     policy.learn(Draft((0,), None, (0.5,)), Verdict((0, 0), 1, 1))
     assert policy.wants_more([], None)
 
@@ -187,6 +191,9 @@ def test_reading_a_prompt_has_to_be_repaid(unread: int, left: int, repays: bool)
     assert begin_text(policy, unread) is True  # nobody waits for it
     hopeless = AutoLength(CostModel(3.0, (1.0, 2.0, 3.0, 4.0), draft_read=1e-9))
     assert not hopeless.repays(1, 10**6)
+    assert not AutoLength(CostModel(3.0, (1.0, 2.0, 3.0, 4.0))).repays(
+        1, 10**6
+    )  # nothing is gained by reading for nothing
 
 
 def test_one_bad_text_does_not_end_drafting_where_reading_has_to_be_repaid() -> None:
@@ -202,7 +209,7 @@ def test_one_bad_text_does_not_end_drafting_where_reading_has_to_be_repaid() -> 
 
 
 def test_text_that_was_copied_has_to_be_read_too() -> None:
-    policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=1.0))
+    policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=1.5))
     assert policy.wants_more([], None)
     policy.learn(Draft((0,) * 4, None, (0.8,) * 4, free=True), Verdict((0,) * 5, 4, 4))
     assert not policy.wants_more([], None)
@@ -323,3 +330,62 @@ def test_what_is_known_by_confidence_fades_while_nothing_is_drafted() -> None:
         hits, trials = hits * fade * memory + hit, trials * fade * memory + 1
     assert seldom._drawn.of(0.85).value == pytest.approx(hits / trials, rel=1e-9)
     assert seldom._drawn.of(0.85).value > 1.5 * often._drawn.of(0.85).value
+
+
+@given(
+    acceptance=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+    costs=st.builds(
+        CostModel,
+        st.floats(0.0, 1.2),
+        st.sampled_from([CHEAP_CHECKS, STEEP_CHECKS]),
+        st.floats(0.0, 0.1),
+        st.floats(0.0, 0.3),
+    ),
+    unread=st.integers(0, 300),
+)
+def test_the_drafts_of_a_text_never_lose_more_than_its_account_says(
+    acceptance: float, seed: int, costs: CostModel, unread: int
+) -> None:
+    """Whatever was learnt of a text before: at any moment of the next one, at most 1.5 + 0.0075 n plain steps."""
+    dice = random.Random(seed)  # noqa: S311 (a simulation)
+    policy = AutoLength(costs)
+    speedup(policy, synthetic(1 - acceptance, seed), costs)
+    policy.begin(unread)
+    written, spent = 0, 0.0
+    while written < 200:
+        confidences: list[float] = []
+        kind = dice.choice([None, 0.5, 0.9])  # drawn by a model, or copied
+        while policy.wants_more(confidences, kind) and len(confidences) < 16:
+            confidences.append(dice.random() if kind is None else kind)
+        drawn = 0 if kind is not None else len(confidences)
+        while drawn and len(confidences) < 16 and policy.wants_more(confidences, 0.9, drawn=drawn):
+            confidences.append(0.9)
+        k = len(confidences)
+        hits = next((i for i in range(k) if dice.random() > acceptance), k)
+        draft = Draft(
+            (0,) * k, None, tuple(confidences), free=bool(k and not drawn), num_copied=k - drawn if drawn else 0
+        )
+        policy.learn(draft, Verdict((0,) * (hits + 1), hits, k))
+        spent += costs.draft_cost(drawn) + costs.verify_cost(k + 1) + (unread * costs.draft_read if drawn else 0.0)
+        unread = 0 if drawn else unread + hits + 1
+        written += hits + 1
+        assert spent - written <= 1.5 + 0.0075 * written + 1e-9
+
+
+def test_longer_drafts_are_tried_again_where_shorter_ones_are_always_right() -> None:
+    """After second tokens that were wrong only first ones are drafted; that the second would be right by now shows only
+    when it is drafted.
+    """
+    policy = AutoLength(CostModel(0.4, (1.0, 1.05, 1.2, 1.35, 1.5, 1.65, 1.8, 1.95, 2.2)))
+    for _ in range(2):
+        policy.learn(Draft((0, 0), None, (0.98, 0.98)), Verdict((0, 0), 1, 2))
+    lengths = []
+    for _ in range(60):
+        k = 0
+        while k < 16 and policy.wants_more([0.98] * k, None):
+            k += 1
+        lengths.append(k)
+        policy.learn(Draft((0,) * k, None, (0.98,) * k), Verdict((0,) * (k + 1), k, k))
+    assert lengths[0] == 1
+    assert lengths[-1] >= 4

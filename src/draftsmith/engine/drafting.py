@@ -42,17 +42,19 @@ class BatchCosts:
     B texts write, D of them are expected to draft, and the same forward reads P tokens of prompts. If each of the D
     checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D, as
     are the steps of the draft model. A unit of cost would elsewhere write one token for each of the B, so the share
-    counts B / D times. What handling a draft takes, all others wait for. The three numbers are set before each round;
+    counts B / D times. What handling a draft takes, all others wait for. These numbers are set before each round;
     for a text alone, these are the costs as measured, and as ``watch`` has found them to be since, if there is one.
     """
 
     def __init__(self, costs: CostModel, watch: StepWatch | None = None) -> None:
         self._costs = costs
         self._watch = watch
-        self.set(writing=1, drafting=1, reading=0)
+        self.set(writing=1, drafting=1, reading=0, running=1)
 
-    def set(self, *, writing: int, drafting: int, reading: int) -> None:
-        """What the next forward consists of; ``writing`` >= ``drafting`` >= 1."""
+    def set(self, *, writing: int, drafting: int, reading: int, running: int) -> None:
+        """What the next forward consists of; ``running`` >= ``writing`` >= ``drafting`` >= 1. ``running``: texts that
+        wait while the draft model reads, among them those whose prompts are still to be read.
+        """
         drafts, checks = (self._watch.draft_factor, self._watch.check_factor) if self._watch else (1.0, 1.0)
         self._drafting, self._first_row = drafting, writing + reading
         scale = writing / drafting / self._costs.verify_cost(writing)
@@ -60,7 +62,7 @@ class BatchCosts:
         self._before = self._costs.verify_cost(self._first_row)
         together = self._costs.verify_cost(drafting) * scale * drafts
         self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
-        alone = writing / self._costs.verify_cost(writing) * drafts
+        alone = running / self._costs.verify_cost(running) * drafts
         self._draft_read = self._costs.draft_read * alone  # for one text, not D
         self._handling = _HANDLING * (writing - 1) / self._costs.verify_cost(writing)
 
@@ -169,10 +171,10 @@ class BatchDrafter:
         begin = [task for task in ready if task.policy is None]
         policies = {task: task.policy or self._new_policy(task) for task in ready}
         if begin:  # a text that begins will soon be one of so many
-            self._set(writing=running, drafting=running, reading=0)
+            self._set(writing=running, drafting=running, reading=0, running=running)
         for task in begin:
             self._begin(task, policies[task])
-        self._set_costs(ready, parts)
+        self._set_costs(ready, parts, running)
         drafts: dict[Task, Draft | Exception] = {}
         stepped: dict[Task, tuple[Model, DraftSteps]] = {}
         may_read = True
@@ -247,17 +249,17 @@ class BatchDrafter:
         task.drafter_read = len(task.ids)
         return True
 
-    def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int]) -> None:
+    def _set_costs(self, ready: Sequence[Task], parts: Mapping[Task, int], running: int) -> None:
         """Drafts and checks are shared by as many as will have a draft, not by all that are asked for one."""
         if self._costs is not None:
             asked, writing = len(ready), sum(task.writing for task in parts)
             drafting = asked if self._together is None else min(asked, max(1, round(self._together)))
-            self._set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing)
+            self._set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing, running=running)
 
-    def _set(self, *, writing: int, drafting: int, reading: int) -> None:
+    def _set(self, *, writing: int, drafting: int, reading: int, running: int) -> None:
         for costs in (self._costs, self._as_measured):
             if costs is not None:
-                costs.set(writing=writing, drafting=drafting, reading=reading)
+                costs.set(writing=writing, drafting=drafting, reading=reading, running=running)
 
     def _count(self, drafted: int) -> None:
         """So many texts have drafted in a round; one without a draft says nothing about who shares its costs."""

@@ -11,10 +11,11 @@ acceptance of tokens not drafted yet; for copies, by the length of the match, wh
 
 After a model's tokens, a copy may go on where they lead back to a text that is known: it costs only its check.
 
-Three things keep a poor drafter from costing much. Whether to begin is judged with little optimism. A draft may only be
-as long as what it can lose has been gained by earlier ones of its kind, so it starts with one or two tokens, however
-sure a draft model is of itself. And what a model has missed while it did not draft must have been saved up before it is
-read.
+Three things keep a poor drafter from costing much. Whether to draft is judged with little optimism, except for a text's
+first draft. A draft may only be as long as what it can lose has been gained by earlier ones of its kind, so it starts
+with one or two tokens, however sure a draft model is of itself. And a text keeps account of what its drafts have gained
+and lost, with what a model reads that it missed: together they must not lose more than a stake of 1.5 plain steps and
+7.5 for every thousand tokens, however good the chances look. That is less than 3 % of 64 tokens, and less of more.
 What is known fades while nothing is drafted, and counts for little in the next text: an unlucky start is forgiven, and
 a drafter that was given up is tried again, soon if it was nearly good enough and rarely if it was hopeless.
 """
@@ -38,18 +39,22 @@ _AFTER_PRIOR = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.85)  # of the token that
 # Of copied tokens, after matches of 1, 2, 3, 4, 6, 9, 16, 33 tokens and more; their confidence is n / (n + 1).
 _FREE_EDGES = (0.6, 0.7, 0.78, 0.845, 0.895, 0.938, 0.969)
 _FREE_PRIOR = (0.35, 0.5, 0.65, 0.72, 0.8, 0.86, 0.93, 0.98)
-_OPTIMISM = 0.8  # standard deviations
+_OPTIMISM = 0.8  # standard deviations ...
+_GOING_ON = 0.5  # ... for the token after one that was drafted ...
+_AT_FIRST = 2.4  # ... and at the beginning of a text that was read: it may be of another kind than those before
 _FADE = 0.99  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
+_FADE_AFTER = 0.97  # of that on tokens that might have followed, in a round that was right and ended by choice
 _CREDIT = 0.5  # plain steps that a draft may lose before any was gained
 _MOST_CREDIT = 6.0
+_STAKE = 1.5  # plain steps that the drafts of a text may lose together ...
+_STAKE_SHARE = 0.0075  # ... besides this much of every token written so far
 _MOST_CARRIED = 1.0  # of it into the next text
 _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
 _CARRIED = 3.0  # trials of first tokens that this counts for
 _USUAL_PRIOR = 0.6
 _FORGIVEN = 0.25  # trials of first tokens that turn out as expected at first, for a text that was not read
 _USUAL = 192  # tokens of a reply, where more are allowed
-_SAVED = 0.02  # of every token written without the draft model, for reading what it missed
 
 
 class _Rate:
@@ -95,8 +100,12 @@ class _Rate:
     @property
     def optimistic(self) -> float:
         """The value and as much as it may well be underestimated by."""
+        return self.above(_OPTIMISM)
+
+    def above(self, deviations: float) -> float:
+        """The value and so many standard deviations."""
         value = self.value
-        return min(1.0, value + _OPTIMISM * math.sqrt(value * max(0.0, 1 - value) / self._trials))
+        return min(1.0, value + deviations * math.sqrt(value * max(0.0, 1 - value) / self._trials))
 
 
 class _Record:
@@ -176,13 +185,15 @@ class AutoLength:
         self._max_length = max_length
         self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR, _FREE_EDGES)
         self._credits = {"drawn": _CREDIT, "free": _CREDIT}
-        self._unread, self._saved = 0, 0.0  # tokens that the draft model has to read first, and what that may cost
+        self._unread = 0  # tokens that the draft model has to read first
+        self._balance, self._written = 0.0, 0  # plain steps that drafts of this text have saved, and its tokens so far
         self._plain_rounds = 0  # that have yet to be taken in: in a batch, many of them come between two questions
 
     def begin(self, unread: int) -> None:
         """See ``LengthPolicy``."""
         self._take_in()
-        self._unread, self._saved = unread, 0.0
+        self._unread = unread
+        self._balance, self._written = 0.0, 0
         if unread:
             self._drawn.forgive()
         self._credits = {kind: min(max(credit, _CREDIT), _MOST_CARRIED) for kind, credit in self._credits.items()}
@@ -198,7 +209,7 @@ class AutoLength:
             written += chance * later ** (k - 1)
             drafting = self._costs.draft_start + k * self._costs.draft_step
             best = max(best, written / (drafting + self._costs.verify_cost(k + 1)))
-        return min(left, _USUAL) / 2 * (1 - 1 / best) >= unread * self._costs.draft_read
+        return best > 1.0 and min(left, _USUAL) / 2 * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
@@ -209,6 +220,8 @@ class AutoLength:
             return False
         self._take_in()
         if drawn and upcoming is not None:
+            if not self._is_covered(drafted + 1, drawn):
+                return False
             gain = self._gain_of_copying(confidences, upcoming, self._drawn.speed.value, drawn=drawn)
             return gain > 0 and not (instead and gain < self._gain_of_drawing(confidences))
         if not self._can_afford(drafted + 1, free=upcoming is not None):
@@ -237,17 +250,20 @@ class AutoLength:
             self._plain_rounds += 1
             return
         self._take_in()
-        cost = self._costs.verify_cost(drafted + 1)
-        if drawn:
-            cost += self._costs.draft_start + drawn * self._costs.draft_step
+        cost = self._price(drafted, drawn)
+        reading = self._unread * self._costs.draft_read if drawn else 0.0
+        self._balance += written - cost - reading
+        self._written += written
         record, kind = (self._free, "free") if draft.free else (self._drawn, "drawn")
         record.speed.see(written, cost)
         self._credits[kind] = min(_MOST_CREDIT, max(0.0, self._credits[kind] + written - cost))
         if drawn:
-            self._unread, self._saved = 0, 0.0
+            self._unread = 0
             self._drawn.see(draft, verdict.num_accepted, 0, drawn)
+            if verdict.num_accepted == drafted == drawn and draft.confidences:  # what might have come next is not known
+                self._drawn.after(draft.confidences[-1]).fade(_FADE_AFTER)
         else:
-            self._unread, self._saved = self._unread + written, self._saved + _SAVED * written
+            self._unread += written
             self._drawn.fade()
         if drawn < drafted:
             self._free.see(draft, verdict.num_accepted, drawn, drafted)
@@ -259,23 +275,38 @@ class AutoLength:
         rounds, self._plain_rounds = self._plain_rounds, 0
         if rounds:
             self._drawn.speed.see_again(1.0, self._costs.verify_cost(1), rounds)
-            self._unread, self._saved = self._unread + rounds, self._saved + _SAVED * rounds
+            self._unread += rounds
+            self._written += rounds
             self._drawn.fade(rounds)
             self._free.fade(rounds)
 
     def _can_afford(self, length: int, *, free: bool) -> bool:
-        """Whether a draft of so many tokens can be lost, or so the first of them, which beliefs alone decide on."""
-        if not free and self._unread * self._costs.draft_read > _CREDIT + self._saved:
+        """Whether a draft of so many tokens can be lost: by the text's account, and if it is longer than one token by
+        what drafts of its kind have earned.
+        """
+        num_drawn = 0 if free else length
+        if not self._is_covered(length, num_drawn):
             return False
-        drafting = 0.0 if free else self._costs.draft_start + length * self._costs.draft_step
-        lost = drafting + self._costs.verify_cost(length + 1) - 1.0
-        return length == 1 or lost <= self._credits["free" if free else "drawn"]
+        return length == 1 or self._price(length, num_drawn) - 1.0 <= self._credits["free" if free else "drawn"]
+
+    def _is_covered(self, length: int, num_drawn: int) -> bool:
+        """Whether the text's account bears that all tokens of a draft turn out wrong."""
+        reading = self._unread * self._costs.draft_read if num_drawn else 0.0
+        lost = self._price(length, num_drawn) - 1.0 + reading
+        return lost <= _STAKE + _STAKE_SHARE * self._written + self._balance
+
+    def _price(self, length: int, num_drawn: int) -> float:
+        """What a round with a draft of so many tokens costs; a model drew ``num_drawn`` of them."""
+        drawing = self._costs.draft_start + num_drawn * self._costs.draft_step if num_drawn else 0.0
+        return drawing + self._costs.verify_cost(length + 1)
 
     def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
         record = self._drawn
-        chance, later = record.first.optimistic, record.later.value
+        at_first = not self._written and not self._unread
+        chance, later = record.first.above(_AT_FIRST if at_first else _OPTIMISM), record.later.value
         if confidences:
-            chance = later = record.after(confidences[-1]).value
+            after = record.after(confidences[-1])
+            chance, later = after.above(_GOING_ON), after.value
         ahead, speed = chain((chance,), repeat(later)), record.speed.value
         gain = self._gain(_product(record, confidences), ahead, len(confidences), self._costs.draft_step, speed)
         return gain if confidences else gain - max(1.0, speed) * self._costs.draft_start
