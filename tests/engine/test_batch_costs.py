@@ -137,6 +137,33 @@ def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: l
     assert [pause.over(), pause.over()] == [True, True]
 
 
+def test_a_draft_of_which_nothing_was_right_is_as_good_as_none() -> None:
+    """Pauses of one, two and four rounds after it, as after questions without a draft; a right one ends them."""
+    pause, asked = Pause(), []
+    for _ in range(12):
+        asked.append(pause.over())
+        if asked[-1]:
+            pause.settle(drafted=True, texts=2)
+            pause.regret()
+    assert [i for i, due in enumerate(asked) if due] == [0, 2, 5, 10]
+    pause.settle(drafted=True, texts=2)
+    assert [pause.over(), pause.over()] == [True, True]
+
+
+def test_texts_whose_drafts_are_wrong_are_asked_more_rarely() -> None:
+    """Two texts of 40 tokens: each is asked after pauses of 1, 2 and 4 rounds, and then in every fifth."""
+
+    class Wrong(Silent):
+        def draft(self, token_ids: Sequence[int], max_tokens: int, wants_more: WantsMore) -> Draft:
+            super().draft(token_ids, max_tokens, wants_more)
+            return Draft((1,), None, (0.9,), free=True)  # the fakes write letters
+
+    drafter = Wrong()
+    engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: COSTS)
+    run(engine, *[engine.submit(Request(prompt_ids=prompt("abc"), sampling=GREEDY)) for _ in range(2)])
+    assert 10 <= drafter.asked <= 24
+
+
 def test_where_asking_others_has_brought_little_the_first_pause_is_longer() -> None:
     """Eight texts, then eight more: of the latter none is asked in its first rounds, and each more rarely."""
     drafter = Silent()

@@ -18,7 +18,7 @@ class Pause:
 
     def __init__(self, length: int = 0) -> None:
         """``length``: rounds before the first question."""
-        self._length = self._left = length
+        self._length = self._left = self._regretted = length
 
     def over(self) -> bool:
         """Whether the text is to be asked in this round. Call it once a round."""
@@ -27,5 +27,10 @@ class Pause:
 
     def settle(self, *, drafted: bool, texts: int) -> None:
         """What came of asking, where so many texts run."""
-        self._length = 0 if drafted else min(max(_LONGEST, 2 * texts), max(1, 2 * self._length))
-        self._left = self._length
+        longer = min(max(_LONGEST, 2 * texts), max(1, 2 * self._length))
+        self._length = 0 if drafted else longer
+        self._left, self._regretted = self._length, longer
+
+    def regret(self) -> None:
+        """The draft was wrong from its first token on: it is as if there had been none."""
+        self._length = self._left = self._regretted

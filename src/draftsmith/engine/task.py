@@ -194,6 +194,8 @@ class Task:
             self.session.commit(verdict)
         if self.policy is not None and not draft.forced:
             self.policy.learn(draft, verdict)
+            if self.pause is not None and draft.token_ids and not verdict.num_accepted:
+                self.pause.regret()
         if written.finish_reason is None:
             record(self._text, self.ids[len(self.request.prompt_ids) + self._text.reply_length :])
         return written
