@@ -389,3 +389,19 @@ def test_longer_drafts_are_tried_again_where_shorter_ones_are_always_right() -> 
         policy.learn(Draft((0,) * k, None, (0.98,) * k), Verdict((0,) * (k + 1), k, k))
     assert lengths[0] == 1
     assert lengths[-1] >= 4
+
+
+def test_a_text_that_was_read_is_given_a_chance() -> None:
+    """After a text in which a sixth of the drafts were right, too few, another one is tried once; one that nobody read,
+    and this one later, are not.
+    """
+    policy = AutoLength(CostModel(0.5, CHEAP_CHECKS))
+    for i in range(120):
+        policy.learn(Draft((0,), None, (0.6,)), Verdict((0,) * (1 + (i % 6 == 0)), int(i % 6 == 0), 1))
+    policy.begin(unread=0)
+    assert policy.wants_more([], None)
+    policy.begin(unread=1)
+    assert not policy.wants_more([], None)
+    policy.begin(unread=0)
+    policy.learn(Draft(()), Verdict((0,), 0, 0))
+    assert not policy.wants_more([], None)
