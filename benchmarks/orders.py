@@ -268,6 +268,8 @@ def main() -> int:
     if options.verify:
         verify = tuple(float(one) for one in options.verify.split(","))
         costs = CostModel(options.draft_step, verify, options.draft_read)
+    if not texts:
+        raise SystemExit("there are no replies to write again; give --prompts or --edits, or --saved with a recording")
     rows = []
     for length in map(int, options.lengths.split(",")):
         cut = [Text(t.file, t.id, t.prompt_ids, t.reply_ids[:length], t.drafts) for t in texts]

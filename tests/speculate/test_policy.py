@@ -1,9 +1,10 @@
-"""Draft lengths: fixed, and chosen. The chosen ones are judged on the tokens that a unit of cost writes."""
+"""Chosen draft lengths, judged on the tokens that a unit of cost writes."""
 
 from __future__ import annotations
 
 import json
 import random
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, TheoryLength, begin_text
+from draftsmith.speculate import AutoLength, CostModel, FixedLength, LengthPolicy, begin_text
 from draftsmith.types import Draft, Verdict
 
 TRACES = Path(__file__).parent / "data" / "acceptance_traces.json"
@@ -60,6 +61,11 @@ def real_traces() -> list[tuple[str, Trace]]:
     return [
         (t["category"], Trace([a == "1" for a in t["accepted"]], [c / 1000 for c in t["confidence"]])) for t in traces
     ]
+
+
+def drafted(policy: LengthPolicy, confidence: float) -> int:
+    """How many tokens a draft has whose model is always so sure."""
+    return next(k for k in count() if not policy.wants_more([confidence] * k, None))
 
 
 def best_fixed(trace: Trace, costs: CostModel) -> float:
@@ -138,10 +144,7 @@ def test_a_draft_may_lose_no_more_than_was_gained() -> None:
     policy = AutoLength(CostModel(0.35, CHEAP_CHECKS))
     lengths = []
     for _ in range(6):
-        k = 0
-        while k < 16 and policy.wants_more([0.99] * k, None):
-            k += 1
-        lengths.append(k)
+        lengths.append(k := drafted(policy, 0.99))
         policy.learn(Draft((0,) * k, None, (0.99,) * k), Verdict((0,) * (k + 1), k, k))
     assert lengths[0] <= 2
     assert lengths == sorted(lengths)
@@ -256,35 +259,6 @@ def test_it_does_not_matter_when_it_is_asked() -> None:
         assert numbers(seldom) == pytest.approx(numbers(often), rel=1e-9)
 
 
-def test_fixed_lengths() -> None:
-    assert [FixedLength(2).wants_more([0.0] * n, None) for n in range(4)] == [True, True, False, False]
-    assert not FixedLength(0).wants_more([], None)
-
-
-def test_the_theory_takes_the_best_length_for_one_acceptance() -> None:
-    """By hand, with acceptance 0.7 and 0.3 a token: 1.7 / 1.33, 2.19 / 1.66, 2.53 / 2: two tokens pay most."""
-    policy = TheoryLength(CostModel(0.3, CHEAP_CHECKS))
-    assert [policy.wants_more([0.1] * n, None) for n in range(4)] == [True, True, False, False]
-    for _ in range(100):
-        policy.learn(Draft((0, 0)), Verdict((0, 0, 0), 2, 2))
-    assert policy.wants_more([0.1] * 7, None)
-    for _ in range(800):
-        policy.learn(Draft((0, 0)), Verdict((0,), 0, 2))
-    assert not policy.wants_more([], None)
-
-
-def test_costs_go_on_with_their_last_slope() -> None:
-    costs = CostModel(0.1, (1.0, 1.25, 1.75))
-    assert [costs.verify_cost(m) for m in range(1, 6)] == [1.0, 1.25, 1.75, 2.25, 2.75]
-    assert CostModel(0.1, (1.0,)).verify_cost(9) == 1.0
-
-
-@pytest.mark.parametrize(("draft_step", "checks"), [(-0.1, (1.0,)), (0.1, ()), (0.1, (1.0, 0.0))])
-def test_costs_must_make_sense(draft_step: float, checks: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="costs must be positive"):
-        CostModel(draft_step, checks)
-
-
 def numbers(value: object) -> list[float]:
     """All numbers in what a policy has learnt, in order."""
     if isinstance(value, int | float):
@@ -382,10 +356,7 @@ def test_longer_drafts_are_tried_again_where_shorter_ones_are_always_right() -> 
         policy.learn(Draft((0, 0), None, (0.98, 0.98)), Verdict((0, 0), 1, 2))
     lengths = []
     for _ in range(60):
-        k = 0
-        while k < 16 and policy.wants_more([0.98] * k, None):
-            k += 1
-        lengths.append(k)
+        lengths.append(k := drafted(policy, 0.98))
         policy.learn(Draft((0,) * k, None, (0.98,) * k), Verdict((0,) * (k + 1), k, k))
     assert lengths[0] == 1
     assert lengths[-1] >= 4

@@ -207,8 +207,7 @@ class AutoLength:
         best, written = 1.0, 1.0
         for k in range(1, self._max_length + 1):
             written += chance * later ** (k - 1)
-            drafting = self._costs.draft_start + k * self._costs.draft_step
-            best = max(best, written / (drafting + self._costs.verify_cost(k + 1)))
+            best = max(best, written / self._price(k, k))
         return best > 1.0 and min(left, _USUAL) / 2 * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
