@@ -27,18 +27,21 @@ def test_a_reply_costs_its_rounds_and_what_the_draft_model_missed() -> None:
     assert written.speed == pytest.approx(6 / written.cost)
 
 
-def test_what_was_missed_is_paid_for() -> None:
+@pytest.mark.parametrize(("questions", "cost"), [(1, 4 * 2.25 + 2 * 0.125), (2, 1 + 4 * 2.25 + 3 * 0.125)])
+def test_what_was_missed_is_paid_for(questions: int, cost: float) -> None:
+    """The prompt of two tokens, and one more where a round goes by without a draft."""
+
     class Late(FixedLength):
         """Does not begin with the prompt read, and drafts one token a round."""
 
         def wants_more(self, confidences, upcoming, *, instead=False, drawn=0):  # type: ignore[no-untyped-def]
             del upcoming, instead, drawn
             calls.append(1)
-            return len(calls) > 1 and not confidences
+            return len(calls) > questions and not confidences
 
     calls: list[int] = []
     late = orders.write(TEXT, orders.Recorded(TEXT), Late(1), COSTS)
-    assert late.cost == pytest.approx(4 * (1.5 + 0.75) + 2 * 0.125)
+    assert late.cost == pytest.approx(cost)
 
 
 def test_a_draft_that_is_never_right_only_costs() -> None:
