@@ -16,7 +16,7 @@ from draftsmith.engine.batch import Engine
 from draftsmith.engine.drafting import BatchCosts
 from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.limits import EngineLimits, share_reading
-from draftsmith.engine.pause import Pause
+from draftsmith.engine.pause import Pause, longest_pause
 from draftsmith.errors import UsageError
 from draftsmith.speculate import CostModel, DraftSession, ModelDrafter
 from draftsmith.speculate.drafters.protocol import WantsMore
@@ -124,17 +124,23 @@ def test_who_begins_first_sees_those_that_still_read_their_prompts(others: int) 
     engine.abandon()
 
 
-@pytest.mark.parametrize(("texts", "expected"), [(2, [0, 2, 5, 10, 15, 20]), (8, [0, 2, 5, 10, 19])])
-def test_texts_that_have_no_drafts_are_asked_more_rarely(texts: int, expected: list[int]) -> None:
-    """One round left alone, then two, then four and no more, but where there are many texts; a draft ends it."""
+@pytest.mark.parametrize(("longest", "expected"), [(4, [0, 2, 5, 10, 15, 20]), (16, [0, 2, 5, 10, 19])])
+def test_texts_that_have_no_drafts_are_asked_more_rarely(longest: int, expected: list[int]) -> None:
+    """One round left alone, then two, then four and so on; a draft ends it."""
     pause, asked = Pause(), []
     for _ in range(24):
         asked.append(pause.over())
         if asked[-1]:
-            pause.settle(drafted=False, texts=texts)
+            pause.settle(drafted=False, longest=longest)
     assert [i for i, due in enumerate(asked) if due] == expected
-    pause.settle(drafted=True, texts=texts)
+    pause.settle(drafted=True, longest=longest)
     assert [pause.over(), pause.over()] == [True, True]
+
+
+def test_pauses_are_longer_where_texts_are_many_and_drafts_rare() -> None:
+    """In proportion to the texts, and to one over the root of the chance; never less than four rounds."""
+    assert [longest_pause(texts, 0.25) for texts in (1, 2, 4, 8, 16)] == [4, 4, 8, 16, 32]
+    assert [longest_pause(8, chance) for chance in (1.0, 0.25, 1 / 16, 1 / 64, 0.0)] == [8, 16, 32, 64, 64]
 
 
 def test_a_draft_of_which_nothing_was_right_is_as_good_as_none() -> None:
@@ -143,10 +149,10 @@ def test_a_draft_of_which_nothing_was_right_is_as_good_as_none() -> None:
     for _ in range(12):
         asked.append(pause.over())
         if asked[-1]:
-            pause.settle(drafted=True, texts=2)
+            pause.settle(drafted=True, longest=4)
             pause.regret()
     assert [i for i, due in enumerate(asked) if due] == [0, 2, 5, 10]
-    pause.settle(drafted=True, texts=2)
+    pause.settle(drafted=True, longest=4)
     assert [pause.over(), pause.over()] == [True, True]
 
 

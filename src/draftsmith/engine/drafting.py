@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from draftsmith.engine.handle import RequestOptions
-from draftsmith.engine.pause import Pause
+from draftsmith.engine.pause import Pause, longest_pause
 from draftsmith.engine.task import Task
 from draftsmith.engine.watch import BatchStep, StepWatch
 from draftsmith.model.protocol import DraftRun, Model, TokenRun
@@ -50,6 +50,10 @@ class BatchCosts:
         self._costs = costs
         self._watch = watch
         self.set(writing=1, drafting=1, reading=0, running=1)
+
+    def as_measured(self) -> BatchCosts:
+        """The same without what has been found since."""
+        return BatchCosts(self._costs)
 
     def set(self, *, writing: int, drafting: int, reading: int, running: int) -> None:
         """What the next forward consists of; ``running`` >= ``writing`` >= ``drafting`` >= 1. ``running``: texts that
@@ -202,9 +206,10 @@ class BatchDrafter:
                 task.propose(draft)
                 read += 0 if draft.free else len(task.ids) - task.drafter_read
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
+        longest = longest_pause(running, self._brought)
         for task in ready:
             if task.pause is not None:
-                task.pause.settle(drafted=task.has_draft, texts=running)
+                task.pause.settle(drafted=task.has_draft, longest=longest)
             self._brought += (task.has_draft - self._brought) / _QUESTIONS
         self._count(sum(task.has_draft for task in ready))
         failed = [(task, error) for task, error in drafts.items() if isinstance(error, Exception)]
@@ -215,6 +220,8 @@ class BatchDrafter:
         if self._watch is None or sum(parts.values()) > len(parts):
             return None
         drafts = [task for task in parts if task.has_draft]
+        if not drafts:
+            return BatchStep(len(parts), len(parts))
         drawn = [task.num_drawn for task in drafts if task.num_drawn]
         if any(task.is_unseen for task in drafts):
             return None
@@ -229,7 +236,7 @@ class BatchDrafter:
         if (resting and not task.constrained) or not task.writing or task.max_draft <= 0 or task.has_draft:
             return False
         if task.pause is None and self._length_for(task.options) is None:
-            task.pause = Pause(round((running - 1) * max(0.0, 0.5 - self._brought)))
+            task.pause = Pause(round((running - 1) * max(0.0, 1 - 2 * self._brought)))
             resting = not alone and not task.pause.over()
         return not task.propose_forced() and not resting
 
@@ -272,11 +279,12 @@ class BatchDrafter:
         length = self._length_for(task.options)
         if length is not None:
             return FixedLength(length)
-        if self._costs is None or self._as_measured is None:
+        if self._costs is None:
             measured = self._measure() if self._measure is not None else CostModel(0.0)
             self._watch = StepWatch(measured)
-            self._costs, self._as_measured = BatchCosts(measured, self._watch), BatchCosts(measured)
+            self._costs = BatchCosts(measured, self._watch)
         if self._rule == "rejection" and not task.request.sampling.greedy:
+            self._as_measured = self._as_measured or self._costs.as_measured()
             return AutoLength(self._as_measured)
         return AutoLength(self._costs) if self._learnt is None else self._learnt.successor()
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Pause"]
+import math
 
-_LONGEST = 4  # rounds, of two texts; of more, twice as many rounds as there are texts
+__all__ = ["Pause", "longest_pause"]
+
+_LONGEST = 4  # rounds, that are always allowed
+_LEAST_CHANCE = 1 / 64
+
+
+def longest_pause(texts: int, chance: float) -> int:
+    """Rounds between two questions to one of so many texts, where a question brings a draft with such a chance.
+
+    All wait while one is asked, and what a draft saves is the less the more texts there are. With questions P rounds
+    apart, asking costs texts / P, and what is found P / 2 rounds late costs chance * P / texts: least for P that grows
+    like texts and one over the root of the chance.
+    """
+    return max(_LONGEST, round(texts / math.sqrt(max(chance, _LEAST_CHANCE))))
 
 
 class Pause:
@@ -25,9 +38,9 @@ class Pause:
         self._left -= 1
         return self._left < 0
 
-    def settle(self, *, drafted: bool, texts: int) -> None:
-        """What came of asking, where so many texts run."""
-        longer = min(max(_LONGEST, 2 * texts), max(1, 2 * self._length))
+    def settle(self, *, drafted: bool, longest: int) -> None:
+        """What came of asking, and how long a pause may get."""
+        longer = min(longest, max(1, 2 * self._length))
         self._length = 0 if drafted else longer
         self._left, self._regretted = self._length, longer
 
