@@ -28,7 +28,7 @@ class Step(NamedTuple):
     """One step of the engine. Times in seconds of the system's monotonic clock.
 
     ``stretch``: counts stretches from 0; drafts were asked for in the even ones. ``texts`` took part, ``reading`` rows
-    were of prompts, ``drafted`` of drafts.
+    were of prompts, ``drafted`` of drafts. ``asking_s``: seconds that asking for drafts and drafting took.
     """
 
     began: float
@@ -38,6 +38,7 @@ class Step(NamedTuple):
     reading: int
     drafted: int
     tokens: int
+    asking_s: float
 
 
 class SwitchedEngine(Engine):
@@ -58,7 +59,8 @@ class SwitchedEngine(Engine):
         said.on = number % 2 == 0
         self._written, began = 0, time.monotonic()
         super().step(before_models)
-        self.log.append(Step(began, time.monotonic(), number, said.texts, said.reading, said.drafted, self._written))
+        counts = (said.texts, said.reading, said.drafted, self._written)
+        self.log.append(Step(began, time.monotonic(), number, *counts, said.asking_s))
 
     def _advance(self, task: Task, said: Logits | Checked) -> None:
         before = len(task.ids)
@@ -73,12 +75,15 @@ class SwitchedDrafter(BatchDrafter):
         self.__dict__.update(inner.__dict__)
         self.on = True
         self.texts = self.reading = self.drafted = 0
+        self.asking_s = 0.0
 
     def draft(
         self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object] = nobody
     ) -> list[tuple[Task, Exception]]:
         """The drafter's, or nothing."""
+        began = time.monotonic()
         failed = super().draft(parts, running, before_models) if self.on else []
+        self.asking_s = time.monotonic() - began
         if not self.on:
             self._step = None
         self.texts, writing = len(parts), sum(task.writing for task in parts)

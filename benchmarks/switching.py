@@ -95,6 +95,11 @@ def took(steps: Sequence[Step]) -> list[float]:
     ]
 
 
+def _counts(step: Step, spans: Sequence[Span]) -> bool:
+    span = next((span for span in spans if span.began <= step.began and step.ended <= span.ended), None)
+    return span is not None and step.texts == span.size and not step.reading
+
+
 def pairs(steps: Sequence[Step], spans: Sequence[Span]) -> tuple[list[float], list[float], int]:
     """Seconds without drafts and with, of pairs of neighbouring stretches in ``spans`` of one size, for as many tokens
     as both of a pair have written; and how many these are in all.
@@ -102,13 +107,18 @@ def pairs(steps: Sequence[Step], spans: Sequence[Span]) -> tuple[list[float], li
     seconds: dict[int, float] = defaultdict(float)
     tokens: dict[int, int] = defaultdict(int)
     for step, duration in zip(steps, took(steps), strict=True):
-        span = next((span for span in spans if span.began <= step.began and step.ended <= span.ended), None)
-        if span is not None and step.texts == span.size and not step.reading:
+        if _counts(step, spans):
             seconds[step.stretch] += duration
             tokens[step.stretch] += step.tokens
     weights = {i: min(tokens[i], tokens[i + 1]) for i in list(tokens) if i % 2 == 0 and tokens.get(i + 1)}
     plain, drafting = ([w * seconds[i + j] / tokens[i + j] for i, w in weights.items() if w] for j in (1, 0))
     return plain, drafting, sum(weights.values())
+
+
+def asking(steps: Sequence[Step], spans: Sequence[Span]) -> float:
+    """Seconds that a step with as many texts asks and drafts, where that is done, on average."""
+    asked = [step.asking_s for step in steps if step.stretch % 2 == 0 and _counts(step, spans)]
+    return sum(asked) / max(1, len(asked))
 
 
 def compare(steps: Sequence[Step], spans: Sequence[Span]) -> list[dict[str, Any]]:
@@ -123,6 +133,7 @@ def compare(steps: Sequence[Step], spans: Sequence[Span]) -> list[dict[str, Any]
                 "size": size,
                 "pairs": len(plain),
                 "tokens": tokens,
+                "asking_s": asking(steps, [span for span in spans if span.size == size]),
                 "plain_s": sum(plain) / tokens,
                 "drafting_s": sum(drafting) / tokens,
                 "drafting_over_plain": sum(plain) / sum(drafting),
@@ -157,16 +168,24 @@ def main() -> int:
         [
             row["size"], row["pairs"], 1e3 * row["plain_s"], 1e3 * row["drafting_s"],
             "{:.3f} ({:.3f} to {:.3f})".format(row["drafting_over_plain"], *row["interval"]), f"{row['median']:.3f}",
+            1e3 * row["asking_s"],
         ]
         for row in rows
     ]  # fmt: skip
     head = ["chats at once", "pairs of stretches", "plain, ms a token", "drafting, ms a token", "drafting / plain"]
+    head += ["median of pairs", "asking and drafting, ms a step"]
     result = {
         "target": options.target.name, "ours_draft": Path(options.ours_draft).name, "stretch": options.stretch,
         "threads": options.threads, "max_new_tokens": options.max_new_tokens, "sizes": rows,
     }  # fmt: skip
     title = f"Many chats, drafting in every other stretch: {options.target.stem}"
-    report(title, [table([*head, "median of pairs"], lines)], result, options.record, files=[options.target])
+    report(
+        title,
+        [table(head, lines)],
+        result,
+        options.record,
+        files=[options.target],
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ from tests.support.shared_fakes import SharedFakeModel
 
 
 def step(began: float, took_s: float, stretch: int, *, texts: int = 2, reading: int = 0, tokens: int = 2) -> Step:
-    return Step(began, began + took_s, stretch, texts, reading, 0, tokens)
+    return Step(began, began + took_s, stretch, texts, reading, 0, tokens, 0.25 * (1 - stretch % 2))
 
 
 def test_drafts_are_asked_for_in_every_other_stretch_and_the_text_is_the_same(tmp_path: Path) -> None:
@@ -57,6 +57,6 @@ def test_pairs_of_stretches_count_for_as_many_tokens_as_both_have_written() -> N
     assert (plain, drafting, tokens) == ([2.0, 2.0], [1.0, 1.0], 4)
     (row,) = compare(steps, [Span(2, 0.0, 40.0)])
     assert (row["size"], row["pairs"], row["drafting_over_plain"], row["median"]) == (2, 2, 2.0, 2.0)
-    assert (row["plain_s"], row["drafting_s"]) == (1.0, 0.5)
+    assert (row["plain_s"], row["drafting_s"], row["asking_s"]) == (1.0, 0.5, 0.25)
     with pytest.raises(ValueError, match="no pair of stretches with 3 chats"):
         compare(steps, [Span(3, 0.0, 40.0)])
