@@ -255,7 +255,7 @@ def test_no_part_of_an_answer_waits_for_the_one_before() -> None:
 
 
 def test_what_was_loaded_is_not_searched_for_garbage_while_serving() -> None:
-    """A full collection takes 40 ms with all modules loaded; everybody's reply would wait. Afterwards all is as ever."""
+    """A full collection takes 40 ms with all modules loaded; all replies would wait. Afterwards all is as ever."""
     before = sys.getswitchinterval()
     with running(SharedFakeModel()):
         assert gc.get_freeze_count() > 10_000
