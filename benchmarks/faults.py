@@ -132,7 +132,8 @@ async def single_refusals(server: Served, waiting: int) -> list[Check]:
     """With the queue full, one request after the other is turned away."""
     long = chat("Tell a long story.", ignore_eos=True, max_tokens=400, stream=True)
     open_ones = [await server.send("/v1/chat/completions", long) for _ in range(2 * waiting)]
-    await server.call("/health")  # by then all of them have been looked at
+    while await server.gauge("num_requests_waiting") < waiting:  # or the first of ours would have a place, and wait
+        await asyncio.sleep(0.01)
     times = [await server.call("/v1/chat/completions", chat("Hi.", max_tokens=1)) for _ in range(50)]
     for _, writer in open_ones:
         writer.transport.abort()
@@ -171,7 +172,7 @@ async def half_open(server: Served, count: int) -> list[Check]:
         writer.close()
     return [
         (f"a request beside {count} half-open connections", f"{status} in {seconds:.2f} s", "1 s", seconds < 1),
-        ("all of them closed after", f"{closed:.1f} s", "10 s", closed <= 10.5),
+        ("all of them closed after", f"{closed:.1f} s", "10 s", closed <= 10),
     ]
 
 
@@ -251,7 +252,7 @@ def main() -> int:
     parser.add_argument("--draft", default="lookup", help="its drafter")
     parser.add_argument("--faults", default=",".join(FAULTS), help="which of them, comma-separated")
     parser.add_argument("--requests", type=int, default=20_000, help="short requests of the soak")
-    parser.add_argument("--prompt-tokens", type=int, default=32_000, help="length of the prompt during health checks")
+    parser.add_argument("--prompt-tokens", type=int, default=7_900, help="length of the prompt during health checks")
     add_record_option(parser)
     arguments = parser.parse_args()
     checks = asyncio.run(run_all(arguments))

@@ -40,7 +40,7 @@ class ServerOptions:
     allow_origins: tuple[str, ...] = ()
     max_body: int = 2 * 1024 * 1024
     max_header: int = 64 * 1024
-    header_s: float = 10.0
+    header_s: float = 9.0
     body_s: float = 30.0
     send_s: float = 60.0
     ping_s: float = 15.0
