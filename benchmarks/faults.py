@@ -131,9 +131,9 @@ async def _later(server: Served, seconds: float) -> tuple[int, bytes, float]:
 async def single_refusals(server: Served, waiting: int) -> list[Check]:
     """With the queue full, one request after the other is turned away."""
     long = chat("Tell a long story.", ignore_eos=True, max_tokens=400, stream=True)
-    open_ones = [await server.send("/v1/chat/completions", long) for _ in range(2 * waiting)]
-    while await server.gauge("num_requests_waiting") < waiting:  # or the first of ours would have a place, and wait
-        await asyncio.sleep(0.01)
+    open_ones = []
+    while await server.gauge("num_requests_waiting") < waiting:  # or the first of ours would find room, and wait
+        open_ones.append(await server.send("/v1/chat/completions", long))
     times = [await server.call("/v1/chat/completions", chat("Hi.", max_tokens=1)) for _ in range(50)]
     for _, writer in open_ones:
         writer.transport.abort()
