@@ -129,6 +129,14 @@ def drafter_of(way: str, texts: Sequence[Text]) -> Drafter:
     return MixedDrafter(PromptLookupDrafter(), known) if way == "mix" else known
 
 
+def at_once(size: int) -> EngineLimits:
+    """So many texts. Prompts are read in one step: while one is read, fewer write, and where v rises steeply that may
+    be worth more than all drafts; which of two ways has more of it is chance.
+    """
+    whole = KnownTarget.max_context
+    return EngineLimits(max_running=size, share_prompts=False, prefill_tokens=whole, prefill_tokens_beside=whole)
+
+
 def write_files(engine: Engine, texts: Sequence[Text], costs: CostModel, size: int) -> dict[str, Written]:
     """All files, one after the other, by one engine."""
     way = Way(engine, costs, 1.0)
@@ -147,7 +155,7 @@ def judge(texts: Sequence[Text], costs: CostModel, size: int, way: str, plain: M
     def speeds(length: int | None) -> dict[str, float]:
         engine = Engine(
             KnownTarget(texts), drafter=drafter_of(way, texts), costs=lambda: costs, num_draft_tokens=length,
-            limits=EngineLimits(max_running=size, share_prompts=False),
+            limits=at_once(size),
         )  # fmt: skip
         written = write_files(engine, texts, costs, size)
         return {file: compare(plain[file], one, size)["all"] for file, one in written.items()}
@@ -201,8 +209,7 @@ def main() -> int:
     texts = numbered([text for text in cut if len(text.reply_ids) >= SHORT], options.repeat)
     rows, lines = [], []
     for size in map(int, options.sizes.split(",")):
-        limits = EngineLimits(max_running=size, share_prompts=False)
-        plain = write_files(Engine(KnownTarget(texts), limits=limits), texts, costs, size)
+        plain = write_files(Engine(KnownTarget(texts), limits=at_once(size)), texts, costs, size)
         here = {}
         for way in WAYS:
             row = here[way] = judge(texts, costs, size, way, plain)

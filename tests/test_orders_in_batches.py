@@ -55,9 +55,8 @@ def test_the_mix_is_compared_with_the_faster_of_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "saved.json"
-    kept = {"costs": asdict(FREE), "texts": [asdict(text("a", 9, 4)), asdict(text("short", 3, 4))]}
-    kept["texts"][1]["reply_ids"] = [1, 2, 3]  # says little, and is left out
-    saved.write_text(json.dumps(kept))
+    short = {**asdict(text("short", 3, 4)), "reply_ids": [1, 2, 3]}  # says little, and is left out
+    saved.write_text(json.dumps({"costs": asdict(FREE), "texts": [asdict(text("a", 9, 4)), short]}))
     monkeypatch.setattr(sys, "argv", ["orders_in_batches", "--saved", str(saved), "--sizes", "1", "--repeat", "1"])
     assert batches.main() == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -176,7 +176,7 @@ def test_reading_what_the_draft_missed_has_a_price() -> None:
         policy.learn(Draft(()), Verdict((0,), 0, 0))
         waited += 1
         assert waited < 10_000
-    assert waited > 100
+    assert waited > 64
     policy.learn(Draft((0,), None, (0.5,)), Verdict((0, 0), 1, 1))
     assert policy.wants_more([], None)
 
@@ -321,7 +321,7 @@ def test_what_is_known_by_confidence_fades_while_nothing_is_drafted() -> None:
 def test_the_drafts_of_a_text_never_lose_more_than_its_account_says(
     acceptance: float, seed: int, costs: CostModel, unread: int
 ) -> None:
-    """Whatever was learnt of a text before: at any moment of the next one, at most 1.5 + 0.0075 n plain steps."""
+    """Whatever was learnt of a text before: at any moment of the next one, at most 3 % of 64 tokens and of more."""
     dice = random.Random(seed)  # noqa: S311 (a simulation)
     policy = AutoLength(costs)
     speedup(policy, synthetic(1 - acceptance, seed), costs)
@@ -344,7 +344,23 @@ def test_the_drafts_of_a_text_never_lose_more_than_its_account_says(
         spent += costs.draft_cost(drawn) + costs.verify_cost(k + 1) + (unread * costs.draft_read if drawn else 0.0)
         unread = 0 if drawn else unread + hits + 1
         written += hits + 1
-        assert spent - written <= 1.5 + 0.0075 * written + 1e-9
+        assert spent - written <= 1.5 + 0.0075 * written + 0.02 * max(0, written - 64) + 1e-9
+
+
+@pytest.mark.parametrize(("hard", "rest"), [(12, 60), (70, 200)])
+def test_a_text_that_begins_with_a_hard_place_is_drafted_for_after_it(hard: int, rest: int) -> None:
+    """Nothing is right at first, everything later. A model that reads a token for a hundredth of a step comes back."""
+    costs = CostModel(0.07, CHEAP_CHECKS, draft_read=0.013, draft_start=0.1)
+    policy = AutoLength(costs)
+    policy.begin(unread=0)
+    written = saved = 0
+    while written < hard + rest:
+        k = drafted(policy, 0.6)
+        hits = k if written >= hard else 0
+        policy.learn(Draft((0,) * k, None, (0.6,) * k), Verdict((0,) * (hits + 1), hits, k))
+        written += hits + 1
+        saved += hits
+    assert saved > rest / 3
 
 
 def test_longer_drafts_are_tried_again_where_shorter_ones_are_always_right() -> None:

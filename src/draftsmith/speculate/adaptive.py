@@ -14,8 +14,10 @@ After a model's tokens, a copy may go on where they lead back to a text that is 
 Three things keep a poor drafter from costing much. Whether to draft is judged with little optimism, except for a text's
 first draft. A draft may only be as long as what it can lose has been gained by earlier ones of its kind, so it starts
 with one or two tokens, however sure a draft model is of itself. And a text keeps account of what its drafts have gained
-and lost, with what a model reads that it missed: together they must not lose more than a stake of 1.5 plain steps and
-7.5 for every thousand tokens, however good the chances look. That is less than 3 % of 64 tokens, and less of more.
+and lost, with what a model reads that it missed: together they must not lose more than a stake of 1.5 plain steps, 0.75
+for every hundred tokens and 2 more for every hundred after 64, however good the chances look. That is 3 % of 64 tokens
+and of more. Not all of the stake is there at once: where a text begins with a hard place, something is left for later,
+and what a long text earns is more than what a draft model has to read that missed it.
 What is known fades while nothing is drafted, and counts for little in the next text: an unlucky start is forgiven, and
 a drafter that was given up is tried again, soon if it was nearly good enough and rarely if it was hopeless.
 """
@@ -48,7 +50,11 @@ _FADE_AFTER = 0.97  # of that on tokens that might have followed, in a round tha
 _CREDIT = 0.5  # plain steps that a draft may lose before any was gained
 _MOST_CREDIT = 6.0
 _STAKE = 1.5  # plain steps that the drafts of a text may lose together ...
-_STAKE_SHARE = 0.0075  # ... besides this much of every token written so far
+_STAKE_SHARE = 0.0075  # ... besides this much of every token written so far ...
+_LONG, _SHARE_OF_LONG = 64, 0.02  # ... and this much of every token after so many
+_AT_ONCE = 0.7  # of the stake, or as much as four drafts of a token lose ...
+_RELEASED = 0.03  # ... besides this much of every token: or an unlucky beginning takes it all
+_TRIALS_AT_ONCE = 4
 _MOST_CARRIED = 1.0  # of it into the next text
 _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
 _CARRIED = 3.0  # trials of first tokens that this counts for
@@ -292,7 +298,10 @@ class AutoLength:
         """Whether the text's account bears that all tokens of a draft turn out wrong."""
         reading = self._unread * self._costs.draft_read if num_drawn else 0.0
         lost = self._price(length, num_drawn) - 1.0 + reading
-        return lost <= _STAKE + _STAKE_SHARE * self._written + self._balance
+        at_once = max(_AT_ONCE, _TRIALS_AT_ONCE * (self._price(1, min(1, num_drawn)) - 1.0))
+        stake = min(_STAKE, at_once + _RELEASED * self._written)
+        earned = _STAKE_SHARE * self._written + _SHARE_OF_LONG * max(0, self._written - _LONG)
+        return lost <= stake + earned + self._balance
 
     def _price(self, length: int, num_drawn: int) -> float:
         """What a round with a draft of so many tokens costs; a model drew ``num_drawn`` of them."""
