@@ -43,6 +43,7 @@ _FREE_EDGES = (0.6, 0.7, 0.78, 0.845, 0.895, 0.938, 0.969)
 _FREE_PRIOR = (0.35, 0.5, 0.65, 0.72, 0.8, 0.86, 0.93, 0.98)
 _OPTIMISM = 0.8  # standard deviations ...
 _GOING_ON = 0.5  # ... for the token after one that was drafted ...
+_READING = 0.4  # ... before a prompt is read for drafts: what that takes is lost at once ...
 _AT_FIRST = 2.4  # ... and at the beginning of a text that was read: it may be of another kind than those before
 _FADE = 0.99  # of the evidence on first tokens, in a round without a draft
 _FADE_BY_CONFIDENCE = 0.995
@@ -59,8 +60,9 @@ _MOST_CARRIED = 1.0  # of it into the next text
 _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not like the last
 _CARRIED = 3.0  # trials of first tokens that this counts for
 _USUAL_PRIOR = 0.6
-_FORGIVEN = 0.25  # trials of first tokens that turn out as expected at first, for a text that was not read
-_USUAL = 192  # tokens of a reply, where more are allowed
+_FORGIVEN = 0.5  # trials of first tokens that turn out as expected at first, for a text that was not read
+_USUAL = 192  # tokens of a reply, where more are allowed ...
+_PART_LEFT = 3  # ... and the part of them in which reading a prompt has to be repaid
 
 
 class _Rate:
@@ -207,14 +209,14 @@ class AutoLength:
             record.begin()
 
     def repays(self, unread: int, left: int) -> bool:
-        """See ``LengthPolicy``: plain steps saved until a text ends, which is on average half way to where it must."""
+        """See ``LengthPolicy``: plain steps saved until a text ends, which may be soon, and often before it must."""
         self._take_in()
-        chance, later = self._drawn.first.optimistic, self._drawn.later.value
+        chance, later = self._drawn.first.above(_READING), self._drawn.later.value
         best, written = 1.0, 1.0
         for k in range(1, self._max_length + 1):
             written += chance * later ** (k - 1)
             best = max(best, written / self._price(k, k))
-        return best > 1.0 and min(left, _USUAL) / 2 * (1 - 1 / best) >= unread * self._costs.draft_read
+        return best > 1.0 and min(left, _USUAL) / _PART_LEFT * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
