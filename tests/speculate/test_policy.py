@@ -351,7 +351,6 @@ def test_a_text_that_begins_with_a_hard_place_is_drafted_for_after_it(hard: int,
     """Nothing is right at first, everything later. A model that reads a token for a hundredth of a step comes back."""
     costs = CostModel(0.07, CHEAP_CHECKS, draft_read=0.013, draft_start=0.1)
     policy = AutoLength(costs)
-    policy.begin(unread=0)
     written = saved = 0
     while written < hard + rest:
         k = drafted(policy, 0.6)
@@ -360,6 +359,14 @@ def test_a_text_that_begins_with_a_hard_place_is_drafted_for_after_it(hard: int,
         written += hits + 1
         saved += hits
     assert saved > rest / 3
+
+
+def test_a_dear_draft_has_more_than_one_trial() -> None:
+    """A draft of one token loses 0.38 plain steps here: two wrong ones are more than the 0.7 that cheaper ones have."""
+    policy = AutoLength(CostModel(0.35, CHEAP_CHECKS))
+    for _ in range(3):
+        assert policy.wants_more([], None)
+        policy.learn(Draft((0,), None, (0.6,)), Verdict((0,), 0, 1))
 
 
 def test_longer_drafts_are_tried_again_where_shorter_ones_are_always_right() -> None:
