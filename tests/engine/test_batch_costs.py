@@ -31,6 +31,8 @@ from tests.support.batches import (
 from tests.support.fakes import VOCAB_SIZE
 from tests.support.shared_fakes import SharedFakeModel
 
+LONGEST = 1000  # rounds of a pause, where nothing else is said
+
 
 class Silent:
     """A drafter that never has anything to propose. ``asked``: how often it was asked."""
@@ -129,12 +131,19 @@ def test_texts_that_have_no_drafts_are_asked_more_rarely(longest: int, expected:
     """One round left alone, then two, then four and so on; a draft ends it."""
     pause, asked = Pause(), []
     for _ in range(24):
-        asked.append(pause.over())
+        asked.append(pause.over(LONGEST))
         if asked[-1]:
             pause.settle(drafted=False, longest=longest)
     assert [i for i, due in enumerate(asked) if due] == expected
     pause.settle(drafted=True, longest=longest)
-    assert [pause.over(), pause.over()] == [True, True]
+    assert [pause.over(LONGEST), pause.over(LONGEST)] == [True, True]
+
+
+def test_a_pause_ends_sooner_when_others_have_gone() -> None:
+    """It was to be a hundred rounds among many; of two texts none is left alone for more than four."""
+    pause = Pause(100)
+    assert [pause.over(LONGEST) for _ in range(3)] == [False] * 3
+    assert [pause.over(4) for _ in range(5)] == [False] * 4 + [True]
 
 
 def test_pauses_are_longer_where_texts_are_many_and_drafts_rare() -> None:
@@ -147,13 +156,13 @@ def test_a_draft_of_which_nothing_was_right_is_as_good_as_none() -> None:
     """Pauses of one, two and four rounds after it, as after questions without a draft; a right one ends them."""
     pause, asked = Pause(), []
     for _ in range(12):
-        asked.append(pause.over())
+        asked.append(pause.over(LONGEST))
         if asked[-1]:
             pause.settle(drafted=True, longest=4)
             pause.regret()
     assert [i for i, due in enumerate(asked) if due] == [0, 2, 5, 10]
     pause.settle(drafted=True, longest=4)
-    assert [pause.over(), pause.over()] == [True, True]
+    assert [pause.over(LONGEST), pause.over(LONGEST)] == [True, True]
 
 
 def test_texts_whose_drafts_are_wrong_are_asked_more_rarely() -> None:

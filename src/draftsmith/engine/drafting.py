@@ -168,8 +168,8 @@ class BatchDrafter:
         self, parts: Mapping[Task, int], running: int, before_models: Callable[[], object]
     ) -> tuple[list[tuple[Task, Exception]], int | None]:
         """``draft``, and how many tokens draft models read for their drafts; None where they read for other reasons."""
-        alone = len(parts) == 1
-        ready = [task for task in parts if self._is_due(task, running, alone=alone)]
+        alone, longest = len(parts) == 1, longest_pause(running, self._brought)
+        ready = [task for task in parts if self._is_due(task, running, longest, alone=alone)]
         if not ready:
             return [], 0
         begin = [task for task in ready if task.policy is None]
@@ -206,7 +206,6 @@ class BatchDrafter:
                 task.propose(draft)
                 read += 0 if draft.free else len(task.ids) - task.drafter_read
                 task.drafter_read = task.drafter_read if draft.free else len(task.ids)
-        longest = longest_pause(running, self._brought)
         for task in ready:
             if task.pause is not None:
                 task.pause.settle(drafted=task.has_draft, longest=longest)
@@ -228,16 +227,16 @@ class BatchDrafter:
         rows = len(parts) + sum(task.rows(0) for task in drafts)
         return BatchStep(len(parts), rows, len(drawn), max(drawn, default=0), read)
 
-    def _is_due(self, task: Task, running: int, *, alone: bool) -> bool:
+    def _is_due(self, task: Task, running: int, longest: int, *, alone: bool) -> bool:
         """Whether to ask for a draft now. Every text is looked at in every round, so what is quick comes first."""
         if task.session is None:
             return False
-        resting = not alone and task.pause is not None and not task.pause.over()
+        resting = not alone and task.pause is not None and not task.pause.over(longest)
         if (resting and not task.constrained) or not task.writing or task.max_draft <= 0 or task.has_draft:
             return False
         if task.pause is None and self._length_for(task.options) is None:
             task.pause = Pause(round((running - 1) * max(0.0, 1 - 2 * self._brought)))
-            resting = not alone and not task.pause.over()
+            resting = not alone and not task.pause.over(longest)
         return not task.propose_forced() and not resting
 
     def _length_for(self, options: RequestOptions) -> int | None:

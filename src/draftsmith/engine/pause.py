@@ -33,9 +33,11 @@ class Pause:
         """``length``: rounds before the first question."""
         self._length = self._left = self._regretted = length
 
-    def over(self) -> bool:
-        """Whether the text is to be asked in this round. Call it once a round."""
-        self._left -= 1
+    def over(self, longest: int) -> bool:
+        """Whether the text is to be asked in this round; ``longest``: what a pause may be by now, if others have gone.
+        Call it once a round.
+        """
+        self._left = min(self._left, longest) - 1
         return self._left < 0
 
     def settle(self, *, drafted: bool, longest: int) -> None:
