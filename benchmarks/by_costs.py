@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 from draftsmith.engine.calibrate import StepCosts
-from draftsmith.speculate import RoundTimes
+from draftsmith.speculate import CostModel, RoundTimes
 
-__all__ = ["ByCosts"]
+__all__ = ["ByCosts", "add_cost_options", "costs_said", "numbers"]
+
+
+def add_cost_options(parser: argparse.ArgumentParser) -> None:
+    """``--verify``, ``--draft-step`` and ``--draft-read``: the costs of another machine."""
+    parser.add_argument("--verify", help="v(1),v(2),...; as calibrated where it is not given")
+    parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
+    parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+
+
+def costs_said(options: argparse.Namespace) -> CostModel | None:
+    """What those options say; None without ``--verify``."""
+    return CostModel(options.draft_step, numbers(options.verify), options.draft_read) if options.verify else None
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers that are separated by commas."""
+    return tuple(float(one) for one in text.split(","))
 
 
 class ByCosts:

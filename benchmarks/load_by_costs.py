@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.by_costs import add_cost_options, costs_said, numbers
 from benchmarks.common import add_record_option, report, table
 from benchmarks.load import in_turn, limits_of
 from draftsmith.engine.batch import Engine
@@ -49,9 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", default="1,4,8,16", help="chats at once, comma-separated; one after the other")
     parser.add_argument("--chats", type=int, default=6, help="chats for each place")
     parser.add_argument("--errors", default="1,1.3", help="factors on what drafts and checks cost, comma-separated")
-    parser.add_argument("--verify", help="v(1),v(2),...; as calibrated on this machine where it is not given")
-    parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
-    parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+    add_cost_options(parser)
     parser.add_argument("--told", help="v(1),v(2),... as the engine believes it; by default the same")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="of a reply at most, on average over all")
     parser.add_argument("--prompts", type=Path, help="a file of prompts; by default the built-in ones")
@@ -179,10 +178,6 @@ def compare(plain: Written, drafting: Written, size: int) -> dict[str, float]:
     }
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(one) for one in text.split(","))
-
-
 def main() -> int:
     """Print the table and the JSON line; exit code 1 when texts differ."""
     options = parse()
@@ -191,11 +186,8 @@ def main() -> int:
     drafter = load_drafter(options.draft, loaded, engine_options)
     if drafter is None:
         raise SystemExit(f"--draft is {options.draft}, which drafts nothing; give a model, lookup or auto")
-    if options.verify:
-        costs = CostModel(options.draft_step, _numbers(options.verify), options.draft_read)
-    else:
-        costs = Calibration(loaded, drafter, options.threads).steps.costs
-    believed = dataclasses.replace(costs, verify=_numbers(options.told)) if options.told else costs
+    costs = costs_said(options) or Calibration(loaded, drafter, options.threads).steps.costs
+    believed = dataclasses.replace(costs, verify=numbers(options.told)) if options.told else costs
     sizes = [int(size) for size in options.sizes.split(",")]
     # Nothing is shared: each way gets every prompt once, and who is asked later must not find it read.
     limits = EngineLimits(max_running=max(sizes), share_prompts=False)

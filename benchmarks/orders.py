@@ -17,10 +17,12 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.by_costs import add_cost_options, costs_said
 from benchmarks.common import add_record_option, report, table
 from benchmarks.policy import Way, Writer, edits
 from draftsmith.engine.calibration import Calibration
@@ -129,12 +131,25 @@ class RecordedSession:
         return Draft(tuple([-1] * k if self._wrong else tokens[:k]), None, tuple(confidences[:k]))
 
 
-def drafter_of(way: str, text: Text) -> Drafter:
-    """What drafts for ``text``."""
+def drafter_of(way: str, recorded: Callable[..., Drafter]) -> Drafter:
+    """What drafts; ``recorded(wrong=...)`` gives the drafter of recorded drafts."""
     if way == "lookup":
         return PromptLookupDrafter()
-    recorded = Recorded(text, wrong=way == "never right")
-    return MixedDrafter(PromptLookupDrafter(), recorded) if way == "mix" else recorded
+    drafter = recorded(wrong=way == "never right")
+    return MixedDrafter(PromptLookupDrafter(), drafter) if way == "mix" else drafter
+
+
+def read_recording(path: Path) -> tuple[CostModel, list[Text]]:
+    """Costs and texts, as ``--saved`` keeps them."""
+    saved = json.loads(path.read_text())
+    costs = CostModel(**{**saved["costs"], "verify": tuple(saved["costs"]["verify"])})
+    return costs, [Text(**text) for text in saved["texts"]]
+
+
+def cut(texts: Sequence[Text], length: int) -> list[Text]:
+    """Replies of so many tokens at most, without those that are too short to say much."""
+    whole = [replace(text, reply_ids=text.reply_ids[:length]) for text in texts]
+    return [text for text in whole if len(text.reply_ids) >= SHORT]
 
 
 def write(text: Text, drafter: Drafter, policy: LengthPolicy, costs: CostModel) -> Written:
@@ -165,7 +180,7 @@ def write_all(
     policy, written = new_policy(), []
     for text in texts:
         policy = policy.successor() if isinstance(policy, AutoLength) else policy
-        written.append(write(text, drafter_of(way, text), policy, costs))
+        written.append(write(text, drafter_of(way, partial(Recorded, text)), policy, costs))
     return written
 
 
@@ -244,9 +259,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lengths", default="64,128", help="of replies, which are cut to these, comma-separated")
     parser.add_argument("--depth", type=int, default=8, help="tokens that the draft model drafts at each place")
     parser.add_argument("--orders", type=int, default=4)
-    parser.add_argument("--verify", help="v(1),v(2),...; as calibrated on this machine where it is not given")
-    parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
-    parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+    add_cost_options(parser)
     parser.add_argument("--saved", type=Path, help="where the recording is kept")
     parser.add_argument("--threads", type=int)
     add_record_option(parser)
@@ -257,31 +270,25 @@ def main() -> int:
     """Print the table and the JSON line; exit code 1 when a reply falls below 0.97 of plain."""
     options = parse()
     if options.saved and options.saved.exists():
-        saved = json.loads(options.saved.read_text())
-        costs = CostModel(**{**saved["costs"], "verify": tuple(saved["costs"]["verify"])})
-        texts = [Text(**text) for text in saved["texts"]]
+        costs, texts = read_recording(options.saved)
     else:
         costs, texts = record_texts(options)
         if options.saved:
             kept = {"costs": asdict(costs), "texts": [asdict(text) for text in texts]}
             options.saved.write_text(json.dumps(kept))
-    if options.verify:
-        verify = tuple(float(one) for one in options.verify.split(","))
-        costs = CostModel(options.draft_step, verify, options.draft_read)
+    costs = costs_said(options) or costs
     if not texts:
         raise SystemExit("there are no replies to write again; give --prompts or --edits, or --saved with a recording")
     rows = []
     for length in map(int, options.lengths.split(",")):
-        cut = [Text(t.file, t.id, t.prompt_ids, t.reply_ids[:length], t.drafts) for t in texts]
-        long = [text for text in cut if len(text.reply_ids) >= SHORT]
+        long = cut(texts, length)
         rows += [{"length": length, **judge(long, way, costs, options.orders)} for way in WAYS]
     head = ["tokens", "drafts of", "auto / plain", "auto / best fixed", "worst file", "slowest reply", "below 0.97"]
     keys = ("length", "way", "auto", "auto_over_best", "worst_file", "slowest")
     lines = [[*(row[key] for key in keys), f"{row['below']} of {row['replies']}"] for row in rows]
     name = options.target.rsplit("/", 1)[-1].removesuffix(".gguf")
-    told = {"draft_step": costs.draft_step, "draft_read": costs.draft_read, "draft_start": costs.draft_start}
     result = {"target": name, "draft": options.draft.rsplit("/", 1)[-1], "texts": len(texts)}
-    result |= {"costs": {**told, "verify": list(costs.verify)}, "rows": rows}
+    result |= {"costs": asdict(costs), "rows": rows}
     report(f"Chosen lengths in many orders: {name}", [table(head, lines)], result, options.record)
     return int(any(row["below"] for row in rows))
 

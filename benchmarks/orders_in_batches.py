@@ -12,27 +12,26 @@ come ``--repeat`` times, mixed, so that places are filled again and how the last
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.by_costs import add_cost_options, costs_said
 from benchmarks.common import add_record_option, report, table
 from benchmarks.load_by_costs import Way, Written, compare
-from benchmarks.orders import LENGTHS, SHORT, RecordedSession, Text
+from benchmarks.orders import LENGTHS, WAYS, RecordedSession, Text, cut, drafter_of, read_recording
 from draftsmith.engine.batch import Engine
 from draftsmith.engine.limits import EngineLimits
 from draftsmith.errors import UsageError
 from draftsmith.model.protocol import Logits, TokenRun
-from draftsmith.speculate import CostModel, Drafter, MixedDrafter, PromptLookupDrafter
+from draftsmith.speculate import CostModel
 from draftsmith.types import Request, VerificationRule
-
-WAYS = ("model", "lookup", "mix", "never right")
 
 
 class KnownCache:
@@ -48,7 +47,7 @@ class KnownCache:
         return len(self.ids)
 
     def truncate(self, length: int) -> None:
-        """Forget all from there on."""
+        """Forget all tokens from there on."""
         del self.ids[length:]
 
 
@@ -121,14 +120,6 @@ def numbered(texts: Sequence[Text], repeat: int) -> list[Text]:
     return [Text(t.file, t.id, [len(small) + i, *t.prompt_ids], t.reply_ids, t.drafts) for i, t in enumerate(order)]
 
 
-def drafter_of(way: str, texts: Sequence[Text]) -> Drafter:
-    """What drafts for them."""
-    if way == "lookup":
-        return PromptLookupDrafter()
-    known = KnownDrafter(texts, wrong=way == "never right")
-    return MixedDrafter(PromptLookupDrafter(), known) if way == "mix" else known
-
-
 def at_once(size: int) -> EngineLimits:
     """So many texts. Prompts are read in one step: while one is read, fewer write, and where v rises steeply that may
     be worth more than all drafts; which of two ways has more of it is chance.
@@ -153,10 +144,10 @@ def judge(texts: Sequence[Text], costs: CostModel, size: int, way: str, plain: M
     """A row: ``auto`` and fixed lengths against plain, file by file."""
 
     def speeds(length: int | None) -> dict[str, float]:
+        drafter = drafter_of(way, partial(KnownDrafter, texts))
         engine = Engine(
-            KnownTarget(texts), drafter=drafter_of(way, texts), costs=lambda: costs, num_draft_tokens=length,
-            limits=at_once(size),
-        )  # fmt: skip
+            KnownTarget(texts), drafter=drafter, costs=lambda: costs, num_draft_tokens=length, limits=at_once(size)
+        )
         written = write_files(engine, texts, costs, size)
         return {file: compare(plain[file], one, size)["all"] for file, one in written.items()}
 
@@ -179,9 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", default="1,4,8", help="texts at once, comma-separated")
     parser.add_argument("--length", type=int, default=128, help="of replies at most")
     parser.add_argument("--repeat", type=int, default=4)
-    parser.add_argument("--verify", help="v(1),v(2),...; as recorded where it is not given")
-    parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
-    parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
+    add_cost_options(parser)
     add_record_option(parser)
     return parser.parse_args()
 
@@ -200,13 +189,8 @@ def lines_of(row: Mapping[str, Any], parts: Mapping[str, float]) -> list[list[ob
 def main() -> int:
     """Print the table and the JSON line."""
     options = parse()
-    saved = json.loads(options.saved.read_text())
-    costs = CostModel(**{**saved["costs"], "verify": tuple(saved["costs"]["verify"])})
-    if options.verify:
-        verify = tuple(float(one) for one in options.verify.split(","))
-        costs = CostModel(options.draft_step, verify, options.draft_read)
-    cut = [Text(**{**text, "reply_ids": text["reply_ids"][: options.length]}) for text in saved["texts"]]
-    texts = numbered([text for text in cut if len(text.reply_ids) >= SHORT], options.repeat)
+    recorded, replies = read_recording(options.saved)
+    costs, texts = costs_said(options) or recorded, numbered(cut(replies, options.length), options.repeat)
     rows, lines = [], []
     for size in map(int, options.sizes.split(",")):
         plain = write_files(Engine(KnownTarget(texts), limits=at_once(size)), texts, costs, size)
@@ -222,8 +206,7 @@ def main() -> int:
             worst = min(row["auto_over_best"].values())
             print(f"{size} at once, {way}: auto at least {worst:.2f} of the best fixed length", file=sys.stderr)
     head = ["at once", "drafts of", "file", "auto / plain", "best fixed", "auto / best fixed", "mix / faster part"]
-    told = {**asdict(costs), "verify": list(costs.verify)}
-    result: dict[str, Any] = {"saved": options.saved.name, "texts": len(texts), "costs": told, "rows": rows}
+    result: dict[str, Any] = {"saved": options.saved.name, "texts": len(texts), "costs": asdict(costs), "rows": rows}
     report(f"Chosen lengths in batches: {options.saved.stem}", [table(head, lines)], result, options.record)
     return 0
 

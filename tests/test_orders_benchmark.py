@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.tiny import tiny_folder
 COSTS = CostModel(0.25, (1.0, 1.5, 1.75), draft_read=0.125, draft_start=0.5)
 # Seven tokens; after the first, drafts of two: right and wrong, then both right, then wrong.
 TEXT = orders.Text("file", "0", [5, 6], [1, 2, 3, 4, 1, 2, 3], [([2, 9], [0.9, 0.9])] * 6)
+RECORDED = partial(orders.Recorded, TEXT)
 
 
 def test_a_reply_costs_its_rounds_and_what_the_draft_model_missed() -> None:
@@ -45,15 +47,15 @@ def test_what_was_missed_is_paid_for(questions: int, cost: float) -> None:
 
 
 def test_a_draft_that_is_never_right_only_costs() -> None:
-    never = orders.write(TEXT, orders.drafter_of("never right", TEXT), FixedLength(2), COSTS)
+    never = orders.write(TEXT, orders.drafter_of("never right", RECORDED), FixedLength(2), COSTS)
     assert never.cost == pytest.approx(4 * (1.75 + 1.0) + (1.5 + 0.75) + 1)  # room for 2, 2, 2, 2, 1 and 0
 
 
 def test_copies_are_of_the_text_itself() -> None:
     """After the second 1 follows what followed the first: 2 and 3, at the cost of a check."""
-    copying = orders.write(TEXT, orders.drafter_of("lookup", TEXT), FixedLength(8), COSTS)
+    copying = orders.write(TEXT, orders.drafter_of("lookup", RECORDED), FixedLength(8), COSTS)
     assert copying.cost <= 6
-    mixed = orders.write(TEXT, orders.drafter_of("mix", TEXT), AutoLength(COSTS), COSTS)
+    mixed = orders.write(TEXT, orders.drafter_of("mix", RECORDED), AutoLength(COSTS), COSTS)
     assert mixed.tokens == 6
 
 
