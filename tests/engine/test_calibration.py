@@ -183,12 +183,43 @@ def test_copies_say_nothing_about_the_draft_model() -> None:
     assert live.draft_step == STEPS.costs.draft_step
 
 
+def test_a_draft_all_by_itself_says_nothing_of_what_drafting_costs() -> None:
+    live = LiveCosts(STEPS)
+    see(live, ([(0, 1, 1)] * 5 + [(1, 2, 1)]) * 20)
+    assert live.draft_step == STEPS.costs.draft_step
+    see(live, [(0, 1, 1)] * 5 + [(1, 2, 1)] * 20)
+    assert live.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
+
+
+def test_what_was_measured_outweighs_a_few_rounds_and_counts_again_in_later_texts() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1)] * 4 + [(1, 1, 2)] * 5)
+    assert live.verify_cost(2) == STEPS.costs.verify_cost(2)
+    see(live, [(1, 1, 2)] * 10)
+    assert live.verify_cost(2) == pytest.approx(2 * STEPS.costs.verify_cost(2))
+    for _ in range(8):
+        assert live.verify_cost(2) > STEPS.costs.verify_cost(2)
+        live.end_text()
+    live.end_text()
+    assert live.verify_cost(2) == STEPS.costs.verify_cost(2)
+
+
+def test_plain_rounds_of_long_ago_do_not_tell_how_fast_the_machine_is_now() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1)] * 4 + [(1, 1, 1)] * 24 + [(1, 3, 3)] * 100)
+    assert live.verify_cost(2) == pytest.approx(STEPS.costs.verify_cost(2))
+    assert live.draft_step == pytest.approx(STEPS.costs.draft_step)
+
+
 def test_a_file_that_proved_wrong_is_written_anew(byte_tokenizer: Tokenizer, measuring: Measuring) -> None:
     known = calibrate(byte_tokenizer)
     see(known.live, [(0, 1, 1), (3, 1.1, 1.0)] * 40)
     known.refresh()
     assert read_calibration(path_of("target", "")) == STEPS  # near enough
-    see(known.live, [(0, 1, 1), (3, 2, 1.0)] * 40)
+    see(known.live, [(0, 1, 1), (3, 2, 1.0)] * 30)
+    known.refresh()
+    assert read_calibration(path_of("target", "")) == STEPS  # a disturbance lasts as long
+    see(known.live, [(0, 1, 1), (3, 2, 1.0)] * 100)
     known.refresh()
     again = calibrate(byte_tokenizer).steps
     assert again.costs.draft_step == pytest.approx(2 * STEPS.costs.draft_step)

@@ -25,7 +25,7 @@ from draftsmith.speculate import CostModel
 
 __all__ = ["Calibration", "calibration_path", "read_calibration", "write_calibration"]
 
-FORMAT = "draftsmith calibration 2"
+FORMAT = "draftsmith calibration 3"
 _MAX_BYTES = 1 << 16
 _ENOUGH_ROUNDS = 64  # before what was seen is worth more than what was measured
 _FAR = 0.2

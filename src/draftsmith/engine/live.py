@@ -15,11 +15,42 @@ from draftsmith.speculate import CostModel, RoundTimes
 __all__ = ["LiveCosts"]
 
 _WINDOW = 16  # rounds of a kind that are remembered: a pause of the whole machine is soon outvoted
-_ENOUGH = 4  # fewer rounds of a kind say nothing
-_RECENT = 6  # rounds of a text that tell how fast the machine is just now
+_MEASURED = 6  # of them that what was measured first counts for: a few rounds prove nothing against it
+_LONG_WINDOW, _FOR_GOOD = 256, 64  # rounds of a kind that are remembered for ``steps``, and how few say nothing
+_ENOUGH = 4  # rounds of a text that tell how fast the machine is just now, at least ...
+_RECENT = 6  # ... and at most ...
+_STALE = 24  # ... as long as so many rounds have not gone by since
+_WARM = 3  # a draft after more rounds without one takes longer: the model's weights have left the caches
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
 _TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
 _LAST_OF_SIZE = (1, 4, 8)  # checks of 1, 2 to 4, 5 to 8 and more tokens are corrected apart
+
+
+class _Factor:
+    """How many times as long as measured first something takes: the median of the last rounds, and of many of them."""
+
+    __slots__ = ("_many", "_recent", "value")
+
+    def __init__(self) -> None:
+        self._recent = deque([1.0] * _MEASURED, maxlen=_WINDOW)
+        self._many = deque[float](maxlen=_LONG_WINDOW)
+        self.value = 1.0
+
+    def see(self, ratio: float) -> None:
+        """A round took ``ratio`` times what was expected of it."""
+        self._recent.append(ratio)
+        self._many.append(ratio)
+        self.value = _bounded(median(self._recent))
+
+    def forget(self) -> None:
+        """What was measured first counts for one round more."""
+        self._recent.append(1.0)
+        self.value = _bounded(median(self._recent))
+
+    @property
+    def for_good(self) -> float:
+        """What many rounds say."""
+        return _bounded(median(self._many)) if len(self._many) >= _FOR_GOOD else 1.0
 
 
 class LiveCosts:
@@ -27,17 +58,17 @@ class LiveCosts:
 
     What a round took is compared with the last few plain ones of the same text, when it happens: seconds of other texts
     tell of other contexts and of other times. Where a text has no plain rounds, all its checks together take their
-    place for judging drafts.
+    place for judging drafts. A draft all by itself takes half as long again as one that follows another, so it says
+    nothing of what drafting would cost.
     """
 
     def __init__(self, steps: StepCosts) -> None:
         self._steps = steps
         self._plain, self._any = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
-        self._plain_speeds = deque[float](maxlen=_WINDOW)
-        self._checks = tuple(deque[float](maxlen=_WINDOW) for _ in range(len(_LAST_OF_SIZE) + 1))
-        self._drafts = deque[float](maxlen=_WINDOW)
-        self._draft_factor = 1.0
-        self._check_factors = [1.0] * len(self._checks)
+        self._plain_speeds = deque[float](maxlen=_LONG_WINDOW)
+        self._checks = tuple(_Factor() for _ in range(len(_LAST_OF_SIZE) + 1))
+        self._drafts = _Factor()
+        self._since_plain, self._since_draft = 0, _WARM  # rounds
         self._base = [steps.costs.verify_cost(size) for size in range(1, _TABLE + 1)]
         self._verify = self._base  # v(1), v(2), ... as corrected: asked for dozens of times a round
         self.num_seen = 0
@@ -50,60 +81,69 @@ class LiveCosts:
         costs, plain_s = self._steps.costs, self._steps.plain_s
         size = times.num_draft_tokens + 1
         self._any.append(times.check_s / (plain_s * self.verify_cost(size)))
+        self._since_plain += 1
+        self._since_draft += 1
         if size == 1:
             self._plain.append(times.check_s / plain_s)
             self._plain_speeds.append(times.check_s / plain_s)
+            self._since_plain = 0
             return
-        plain = _typical(self._plain)
+        plain = _typical(self._plain) if self._since_plain <= _STALE else None
         unit = plain or _typical(self._any)
         expected = plain_s * costs.draft_cost(times.num_drawn)
-        if expected > 0 and unit is not None:
-            self._drafts.append(times.draft_s / (expected * unit))
-            self._draft_factor = _bounded(_typical(self._drafts) or 1.0)
+        if expected > 0:
+            if unit is not None and self._since_draft <= _WARM:
+                self._drafts.see(times.draft_s / (expected * unit))
+            self._since_draft = 0
         if plain is not None:
-            kind = _kind(size)
-            self._checks[kind].append(times.check_s / (plain_s * costs.verify_cost(size) * plain))
-            self._correct(kind)
+            self._checks[_kind(size)].see(times.check_s / (plain_s * costs.verify_cost(size) * plain))
+            self._correct()
 
     def end_text(self) -> None:
         """What comes now may have another context, and another time of day."""
         self._plain.clear()
         self._any.clear()
+        self._since_draft = _WARM
+        for factor in (*self._checks, self._drafts):
+            factor.forget()
+        self._correct()
 
     @property
     def draft_step(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_step * self._draft_factor
+        return self._steps.costs.draft_step * self._drafts.value
 
     @property
     def draft_start(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_start * self._draft_factor
+        return self._steps.costs.draft_start * self._drafts.value
 
     @property
     def draft_read(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_read * self._draft_factor
+        return self._steps.costs.draft_read * self._drafts.value
 
     def verify_cost(self, num_tokens: int) -> float:
         """See ``Costs``."""
         if num_tokens <= _TABLE:
             return self._verify[num_tokens - 1]
-        return self._steps.costs.verify_cost(num_tokens) * self._check_factors[_kind(num_tokens)]
+        return self._steps.costs.verify_cost(num_tokens) * self._checks[_kind(num_tokens)].value
 
     def steps(self) -> StepCosts:
-        """What is known now, as if it had been measured like this."""
-        costs = self._steps.costs
+        """What many rounds have told, as if it had been measured like this."""
+        costs, drafts = self._steps.costs, self._drafts.for_good
+        checks = [factor.for_good for factor in self._checks]
         sizes = range(1, len(costs.verify) + 1)
-        rising = tuple(max(1.0, *(self.verify_cost(size) for size in sizes[:last])) for last in sizes)
+        verify = [costs.verify_cost(size) * checks[_kind(size)] for size in sizes]
+        rising = tuple(max(1.0, *verify[:last]) for last in sizes)
         scale = _typical(self._plain_speeds) or 1.0
         return StepCosts(
-            self._steps.plain_s * scale, CostModel(self.draft_step, rising, self.draft_read, self.draft_start)
+            self._steps.plain_s * scale,
+            CostModel(costs.draft_step * drafts, rising, costs.draft_read * drafts, costs.draft_start * drafts),
         )
 
-    def _correct(self, kind: int) -> None:
-        self._check_factors[kind] = _bounded(_typical(self._checks[kind]) or 1.0)
-        self._verify = [v * self._check_factors[kind] for v, kind in zip(self._base, _KINDS, strict=True)]
+    def _correct(self) -> None:
+        self._verify = [v * self._checks[kind].value for v, kind in zip(self._base, _KINDS, strict=True)]
 
 
 def _kind(size: int) -> int:
