@@ -103,7 +103,7 @@ def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str
     [candidate] = plan.candidates
     known["plans"].append(
         {
-            "choice": "0" if plan.best is None else "auto" if candidate.gain == candidate.measured_auto else "k",
+            "choice": "0" if plan.best is None else "auto" if candidate.use_auto else "k",
             "predicted": {str(k): gain for k, gain in candidate.forecast.by_length.items()},
             "best": candidate.forecast.num_draft_tokens,
             "measured": candidate.measured,

@@ -16,10 +16,10 @@ from draftsmith.engine import LLM, LoadedModel
 from draftsmith.engine.loading import DraftChoice
 from draftsmith.errors import UsageError
 from draftsmith.measure import planning
+from draftsmith.measure.contest import LocalSide
 from draftsmith.measure.costs import CostCurves
 from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.origin import measurement_origin
-from draftsmith.measure.pair import Pair
 from draftsmith.measure.plan import (
     LENGTHS,
     WORTHWHILE,
@@ -190,25 +190,28 @@ def test_a_plan_ranks_and_advises() -> None:
 def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three, two are near; the second gains more with lengths chosen round by round, and so it is the one to use."""
     predicted = iter((2.0, 2.0, 1.5, 1.5, 1.9, 1.9))  # at half the cost and at the cost, by candidate
-    speeds = {("lookup", 4): 1.8, ("lookup", "auto"): 1.7, ("suffix", "auto"): 1.95}
+    speeds = {"lookup": (1.8, 1.7), "suffix": (1.9, 1.95)}
 
     def forecast_next(*_: object) -> Forecast:
         gain = next(predicted)
         return Forecast(4, gain, (gain, gain), 0.8, 2.4, {4: gain}, 0.9)
 
-    def bench(pair: Pair, some: Sequence[PromptItem], *_: object, **__: object) -> SimpleNamespace:
+    def contest(sides: Sequence[LocalSide], some: Sequence[PromptItem], *_: object, **__: object) -> SimpleNamespace:
         assert len(some) == 16
-        return SimpleNamespace(
-            overall=SimpleNamespace(speedup=speeds.pop((pair.options["draft"], pair.options["num_draft_tokens"])))
-        )
+        plain, fixed, auto = sides
+        assert plain.llm.drafter is None
+        assert fixed.llm.drafter is auto.llm.drafter
+        gains = speeds.pop(auto.llm.drafter_name)
+        told = [SimpleNamespace(ratio=lambda _, gain=gain: (gain, (gain, gain))) for gain in gains]
+        return SimpleNamespace(sides=(None, *told))
 
     monkeypatch.setattr(planning, "forecast", forecast_next)
-    monkeypatch.setattr(planning, "run_bench", bench)
+    monkeypatch.setattr(planning, "run_contest", contest)
     items = [replace(ITEMS[0], id=str(number)) for number in range(18)]
     plan = make_plan(LLM(fake_target(), "none"), ["lookup", fake_target("far", seed=9), "suffix"], items, GREEDY)
     assert not speeds
     measured = [(one.name, one.measured, one.measured_auto) for one in plan.candidates]
-    assert measured == [("suffix", None, 1.95), ("lookup", 1.8, 1.7), ("far", None, None)]
+    assert measured == [("suffix", 1.9, 1.95), ("lookup", 1.8, 1.7), ("far", None, None)]
     assert plan.best is plan.candidates[0]
 
 
@@ -228,7 +231,7 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     assert advice(1.3, 1.5) == f"{auto} {fixed} 1.30x."
     assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
     assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
-    assert advice(None, 1.5) == f"{auto} 1.40x with --num-draft-tokens 3, not measured."
+    assert advice(1.53, 1.5) == f"{auto} {fixed} 1.53x."
     none = "Do not draft: the best candidate, lookup, does not pay"
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
     assert advice(None, None) == f"{none} (predicted 1.40x)."

@@ -76,7 +76,7 @@ class LLM:
         ``target``: a path (Hugging Face folder or .gguf), a hub id ``org/name[@revision][:file]``, an alias, or another
         LLM's ``target`` to share its weights. ``draft``: the same, or ``"lookup"`` (prompt lookup), ``"suffix"``,
         ``"embedded"`` (the draft that is shipped for the target), a mix such as ``"embedded+lookup"``, ``"auto"`` (that
-        mix where a draft is shipped, else prompt lookup), ``"none"`` or None.
+        mix where a draft is shipped, else prompt lookup), another LLM's ``drafter``, ``"none"`` or None.
         ``prompt_format``: for ``chat``; None is the model's own template, or else Alpaca. ``backend``: ``"native"``,
         ``"torch"`` or ``"auto"``, which takes torch for what native does not run and where there is a GPU for a Hugging
         Face folder. ``device``: for torch, ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
@@ -148,6 +148,11 @@ class LLM:
     def drafter_name(self) -> str:
         """The drafter in use; ``none`` without one."""
         return self._drafter.drafter.name if self._drafter is not None else "none"
+
+    @property
+    def drafter(self) -> LoadedDrafter | None:
+        """The drafter in use; give it to another LLM with the same target to share the draft model's weights."""
+        return self._drafter
 
     @property
     def draft_model(self) -> Model | None:

@@ -50,10 +50,6 @@ class LoadedModel:
     identity: str | None = None
 
 
-DraftChoice = str | Path | LoadedModel | Drafter | None
-"""What a drafter can be chosen by; see ``load_drafter``."""
-
-
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
     """A drafter, and the model behind it if there is one, so that its steps can be timed.
@@ -66,6 +62,10 @@ class LoadedDrafter:
     model: Model | None = None
     note: str | None = None
     identity: str | None = ""
+
+
+DraftChoice = str | Path | LoadedModel | Drafter | LoadedDrafter | None
+"""What a drafter can be chosen by; see ``load_drafter``."""
 
 
 def load_model(ref: str | Path, options: EngineOptions, progress: Progress = no_progress) -> LoadedModel:
@@ -126,7 +126,7 @@ def load_drafter(
 ) -> LoadedDrafter | None:
     """The drafter for ``draft``: None or ``"none"``, ``"lookup"``, ``"suffix"``, ``"embedded"`` (the draft that is
     shipped for the target), a model's reference, or a mix, ``"MODEL+lookup"`` or ``"MODEL+suffix"``; ``"auto"`` is
-    ``"embedded+lookup"`` where there is such a draft, else ``"lookup"``.
+    ``"embedded+lookup"`` where there is such a draft, else ``"lookup"``. What is loaded already is taken as it is.
 
     Raises what ``load_model`` raises.
     """
@@ -146,7 +146,9 @@ def load_drafter(
             return replace(loaded, drafter=MixedDrafter(_FREE_IN_A_MIX[free](), loaded.drafter, watched=watched))
     if isinstance(draft, str | Path):
         return _referenced(draft, target, options, progress)
-    return _model_drafter(draft, target) if isinstance(draft, LoadedModel) else LoadedDrafter(draft)
+    if isinstance(draft, LoadedModel):
+        return _model_drafter(draft, target)
+    return draft if isinstance(draft, LoadedDrafter) else LoadedDrafter(draft)
 
 
 def known_drafters(target: LoadedModel) -> list[str]:

@@ -3,7 +3,7 @@
 The target writes its replies once, plainly. Greedy and coupled texts do not depend on the drafter, so each candidate is
 then read along that text (teacher-forced): wherever its own choice equals the target's token, a draft would have been
 accepted. From those hits every draft length can be replayed exactly, and what each round costs follows from c and v(m).
-Only the best candidate is run in earnest.
+Only the best candidates are run in earnest.
 """
 
 from __future__ import annotations

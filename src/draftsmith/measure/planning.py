@@ -9,12 +9,11 @@ from typing import Any
 
 from draftsmith.engine import LLM, LoadedModel
 from draftsmith.errors import UsageError
-from draftsmith.measure.bench import run_bench
+from draftsmith.measure.contest import LocalSide, run_contest
 from draftsmith.measure.conversation import Report, tell_nobody
 from draftsmith.measure.costs import CostCurves
 from draftsmith.measure.drafter_parts import DrafterParts, drafter_parts
 from draftsmith.measure.engine_costs import EngineCosts
-from draftsmith.measure.pair import load_pair
 from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
 from draftsmith.measure.prompts import PromptItem, select_prompts
 from draftsmith.measure.rounds import measure_round_costs
@@ -25,7 +24,9 @@ __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
 # How many candidates are measured, at most, and how near to the best prediction theirs must be: choosing lengths round
 # by round gains more than any forecast of a fixed one can tell, and most where a drafter has two kinds of tokens.
 MEASURED, NEAR = 3, 0.85
-MEASURED_PROMPTS = 16  # of all categories in turn; a run of its own has each of them answered twice
+MEASURED_PROMPTS = 16  # of all categories in turn
+MOST_REPEATS, ENOUGH_S = 3, 10.0  # of each of them: fewer when the plain replies take more than so many seconds in all
+AUTO_UNLESS = 1.02  # how much faster a fixed length has to be to be told: it cannot follow other texts and machines
 FEW_REPLIES, FEW_TOKENS = 4, 200  # with fewer of either, chance and single disturbances weigh more than the drafter
 
 
@@ -33,8 +34,8 @@ FEW_REPLIES, FEW_TOKENS = 4, 200  # with fewer of either, chance and single dist
 class Candidate:
     """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost.
 
-    ``measured``: its speed-up in a run of its own, at its best fixed length; ``measured_auto``: with lengths chosen
-    round by round. None: not worth a run.
+    ``measured``: its speed-up as measured at its best fixed length; ``measured_auto``: with lengths chosen round by
+    round. None: not worth measuring.
     """
 
     name: str
@@ -46,8 +47,13 @@ class Candidate:
 
     @property
     def gain(self) -> float | None:
-        """The better of the two speed-ups measured, None if there is none."""
-        return max(filter(None, (self.measured, self.measured_auto)), default=None)
+        """The speed-up measured of the way that is to be used, None if there is none."""
+        return self.measured_auto if self.use_auto else self.measured
+
+    @property
+    def use_auto(self) -> bool:
+        """Whether lengths are best chosen round by round."""
+        return self.measured is None or (self.measured_auto or 0.0) * AUTO_UNLESS >= self.measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +102,13 @@ def make_plan(
     ranked = sorted(zip(candidates, names, strict=True), key=lambda pair: -pair[0].forecast.speedup)
     found = [candidate for candidate, _ in ranked]
     if costs is None:
-
-        def measured_with(name: str | LoadedModel, num_draft_tokens: int | str) -> float:
-            pair = load_pair(target.target, name, **{**options, "num_draft_tokens": num_draft_tokens})
-            some = select_prompts(items, MEASURED_PROMPTS)
-            return run_bench(pair, some, sampling, report=report).overall.speedup
-
+        some = select_prompts(items, MEASURED_PROMPTS)
+        plain_s = len(some) * sum(reply.decode_s for reply in replies) / len(items)
+        repeats = max(1, min(MOST_REPEATS, round(ENOUGH_S / max(1e-3, plain_s))))
         at_least = max(WORTHWHILE, NEAR * found[0].forecast.speedup)
         near = [pair for pair in ranked[:MEASURED] if pair[0].forecast.speedup >= at_least]
-        found[: len(near)] = [replace(one, measured_auto=measured_with(name, "auto")) for one, name in near]
-        if near:
-            k = found[0].forecast.num_draft_tokens
-            found[0] = replace(found[0], measured=measured_with(ranked[0][1], k))
+        for place, (candidate, name) in enumerate(near):
+            found[place] = _measured(candidate, name, target, some, sampling, repeats, options, report)
         found.sort(key=lambda candidate: -(candidate.gain or 0.0))
     tokens = sum(len(reply.token_ids) for reply in replies)
     rate = (tokens - len(replies)) / sum(reply.decode_s for reply in replies)
@@ -135,6 +136,26 @@ def _candidate(
         hits.append(parts.hits(target.target, reply))
     cheaper = forecast(replies, hits, at_half_cost(costs))
     return Candidate(parts.name, costs, forecast(replies, hits, costs), cheaper.speedup)
+
+
+def _measured(
+    candidate: Candidate,
+    name: str | LoadedModel,
+    target: LLM,
+    items: Sequence[PromptItem],
+    sampling: SamplingParams,
+    repeats: int,
+    options: dict[str, Any],
+    report: Report,
+) -> Candidate:
+    """The candidate with its speed-ups: plain, its best length and auto take turns on every prompt."""
+    k = candidate.forecast.num_draft_tokens
+    auto = LLM(target.target, name, **{**options, "num_draft_tokens": "auto"})
+    fixed = LLM(target.target, auto.drafter, **{**options, "num_draft_tokens": k})
+    ways = [LocalSide("plain", target), LocalSide("fixed", fixed), LocalSide("auto", auto)]
+    plain, *drafted = run_contest(ways, items, sampling, repeats=repeats, report=report).sides
+    measured, measured_auto = (side.ratio(plain)[0] for side in drafted)
+    return replace(candidate, measured=measured, measured_auto=measured_auto)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +222,7 @@ def plan_text(value: dict[str, Any]) -> str:
             *lines,
             "",
             "k: the draft length that gains most. Predicted: speed-up over plain decoding, with a 95 % interval over\n"
-            "prompts. Measured: the same in a run of its own; with auto: with lengths chosen round by round.\n"
+            "prompts. Measured: the same in earnest; with auto: with lengths chosen round by round.\n"
             "Acceptance: accepted / draft tokens. Length: 1 + accepted / rounds with a draft, bonus token\n"
             "included. c: draft step / plain step. At half c: what a draft as good at half the cost (a smaller one,\n"
             "or one with a pruned vocabulary) would gain. Pays below c: what a draft as good may cost to gain 2 %.",
@@ -246,11 +267,10 @@ def _choice(plan: Plan) -> str:
     auto = None if first.measured_auto is None else f"{first.measured_auto:.2f}x"
     if auto is None:
         return f"Do not draft: the best candidate, {first.name}, does not pay (predicted {predicted})."
-    fixed = f"{predicted} with --num-draft-tokens {first.forecast.num_draft_tokens}"
-    fixed += ", not measured" if first.measured is None else f", measured {first.measured:.2f}x"
+    fixed = f"{predicted} with --num-draft-tokens {first.forecast.num_draft_tokens}, measured {first.measured:.2f}x"
     if plan.best is None:
         told = f"predicted {fixed}; {auto} with lengths chosen round by round"
         return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
-    if first.gain == first.measured_auto:
+    if first.use_auto:
         return f"Use {first.name}, its lengths chosen round by round (auto): measured {auto}. A fixed length: {fixed}."
     return f"Use {first.name}: expect {fixed}. With lengths chosen round by round (auto): {auto}."

@@ -148,7 +148,7 @@ def _plan(value: dict[str, Any]) -> list[Section]:
     ]
     note = (
         "Bars: predicted speed-up of each candidate at its best fixed length k, with 95 % intervals over prompts. "
-        "Measured: in a run of its own with that k; with auto: with lengths chosen round by round."
+        "Measured: in earnest with that k; with auto: with lengths chosen round by round."
     )
     table = (
         ("drafter", "k", "predicted", "measured", "with auto", "acceptance", "length", "c"),
