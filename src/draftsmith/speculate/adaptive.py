@@ -196,6 +196,7 @@ class AutoLength:
         self._unread = 0  # tokens that the draft model has to read first
         self._balance, self._written = 0.0, 0  # plain steps that drafts of this text have saved, and its tokens so far
         self._plain_rounds = 0  # that have yet to be taken in: in a batch, many of them come between two questions
+        self._copied = _Rate(0.0, memory=100)  # how much of all texts copies have written
 
     def begin(self, unread: int) -> None:
         """See ``LengthPolicy``."""
@@ -216,7 +217,8 @@ class AutoLength:
         for k in range(1, self._max_length + 1):
             written += chance * later ** (k - 1)
             best = max(best, written / self._price(k, k))
-        return best > 1.0 and min(left, _USUAL) / _PART_LEFT * (1 - 1 / best) >= unread * self._costs.draft_read
+        left_to_model = min(left, _USUAL) / _PART_LEFT * (1 - self._copied.value)
+        return best > 1.0 and left_to_model * (1 - 1 / best) >= unread * self._costs.draft_read
 
     def wants_more(
         self, confidences: Sequence[float], upcoming: float | None, *, instead: bool = False, drawn: int = 0
@@ -248,6 +250,7 @@ class AutoLength:
         self._take_in()
         other = copy.copy(self)
         other._drawn, other._free, other._credits = self._drawn.copy(), self._free.copy(), dict(self._credits)
+        other._copied = self._copied.copy()
         return other
 
     def learn(self, draft: Draft, verdict: Verdict) -> None:
@@ -261,6 +264,7 @@ class AutoLength:
         reading = self._unread * self._costs.draft_read if drawn else 0.0
         self._balance += written - cost - reading
         self._written += written
+        self._copied.see(written if draft.free and verdict.num_accepted else 0, written)
         record, kind = (self._free, "free") if draft.free else (self._drawn, "drawn")
         record.speed.see(written, cost)
         self._credits[kind] = min(_MOST_CREDIT, max(0.0, self._credits[kind] + written - cost))
@@ -282,6 +286,7 @@ class AutoLength:
         rounds, self._plain_rounds = self._plain_rounds, 0
         if rounds:
             self._drawn.speed.see_again(1.0, self._costs.verify_cost(1), rounds)
+            self._copied.see_again(0.0, 1.0, rounds)
             self._unread += rounds
             self._written += rounds
             self._drawn.fade(rounds)
