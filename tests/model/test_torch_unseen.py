@@ -277,7 +277,7 @@ class ByConfidence:
         self.least = least
         self.rounds = 0
 
-    def begin(self, unread: int) -> None:
+    def begin(self, unread: int, left: int | None = None) -> None:
         """Nothing depends on it."""
 
     def repays(self, unread: int, left: int) -> bool:

@@ -311,8 +311,8 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
         def __init__(self) -> None:
             self.k = 0
 
-        def begin(self, unread: int) -> None:
-            del unread
+        def begin(self, unread: int, left: int | None = None) -> None:
+            del unread, left
 
         def repays(self, unread: int, left: int) -> bool:
             del unread, left

@@ -92,10 +92,42 @@ def test_a_prompt_is_read_for_what_copies_leave_to_the_model() -> None:
     after = policy.successor()
     assert not after.repays(100, 200)
     assert after.repays(20, 200)
-    for _ in range(40):  # copies that are wrong write nothing
-        policy.learn(Draft((0,) * 8, None, (0.9,) * 8, free=True), Verdict((0,), 0, 8))
-        policy.learn(Draft((0,), None, (0.6,)), Verdict((0, 0), 1, 1))
-    for _ in range(100):
+    wrong = policy.successor()
+    for _ in range(100):  # copies that are wrong write nothing
+        wrong.learn(Draft((0,) * 8, None, (0.9,) * 8, free=True), Verdict((0,), 0, 8))
+        wrong.learn(Draft((0,), None, (0.6,)), Verdict((0, 0), 1, 1))
+    assert wrong.repays(350, 200)
+    for _ in range(300):
         policy.learn(Draft(()), Verdict((0,), 0, 0))
-    assert policy.repays(60, 200)
+    assert policy.repays(100, 200)
     assert not after.repays(100, 200)
+
+
+def test_reading_that_the_rest_of_the_text_does_not_repay_is_left_alone() -> None:
+    """After 34 tokens without drafts these cost one plain step to read; four more tokens do not repay it."""
+    for left, asked in ((None, True), (1000, True), (38, False)):
+        policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=0.03))
+        policy.begin(unread=0, left=left)
+        for _ in range(34):
+            policy.learn(Draft(()), Verdict((0,), 0, 0))
+        assert policy.wants_more([], None) is asked
+
+
+def test_what_copies_have_saved_does_not_pay_for_reading_that_the_model_does_not_repay() -> None:
+    """The account bears 900 tokens at 0.03; the third of what is left that counts does not repay them."""
+    policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=0.03))
+    policy.begin(unread=900)
+    for _ in range(6):
+        policy.learn(Draft((0,) * 8, None, (0.9,) * 8, free=True), Verdict((0,) * 9, 8, 8))
+    assert not policy.wants_more([], None)
+
+
+def test_copies_are_tried_where_the_model_cannot_take_their_place() -> None:
+    """A copy that may well be right is tried for what is learnt by it, unless a model would draft instead."""
+    costs = CostModel(0.3, (1.0, 1.6, 2.2), draft_read=0.03)
+    policy = AutoLength(costs)
+    policy.begin(unread=0)
+    assert not policy.wants_more([], 0.65, instead=True)
+    assert policy.wants_more([], 0.65)
+    policy.begin(unread=2000)
+    assert policy.wants_more([], 0.65, instead=True)

@@ -45,9 +45,9 @@ class MeasuredLength:
             self._policy = AutoLength(self._costs())
         return self._policy
 
-    def begin(self, unread: int) -> None:
+    def begin(self, unread: int, left: int | None = None) -> None:
         """See ``LengthPolicy``."""
-        self.prepare().begin(unread)
+        self.prepare().begin(unread, left)
 
     def repays(self, unread: int, left: int) -> bool:
         """See ``LengthPolicy``."""

@@ -17,7 +17,9 @@ with one or two tokens, however sure a draft model is of itself. And a text keep
 and lost, with what a model reads that it missed: together they must not lose more than a stake of 1.5 plain steps, 0.75
 for every hundred tokens and 2 more for every hundred after 64, however good the chances look. That is 3 % of 64 tokens
 and of more. Not all of the stake is there at once: where a text begins with a hard place, something is left for later,
-and what a long text earns is more than what a draft model has to read that missed it.
+and what a long text earns is more than what a draft model has to read that missed it. Reading also has to be repaid by
+what is left of the text, and of that only by what copies are not expected to write.
+
 What is known fades while nothing is drafted, and counts for little in the next text: an unlucky start is forgiven, and
 a drafter that was given up is tried again, soon if it was nearly good enough and rarely if it was hopeless.
 """
@@ -61,6 +63,8 @@ _LIKE_ANY = 0.5  # how much another text is expected to be like all, and not lik
 _CARRIED = 3.0  # trials of first tokens that this counts for
 _USUAL_PRIOR = 0.6
 _FORGIVEN = 0.5  # trials of first tokens that turn out as expected at first, for a text that was not read
+_LITTLE = 0.5  # plain steps of reading that need no reason
+_UNKNOWN = 1 << 30
 _USUAL = 192  # tokens of a reply, where more are allowed ...
 _PART_LEFT = 3  # ... and the part of them in which reading a prompt has to be repaid
 
@@ -194,14 +198,16 @@ class AutoLength:
         self._drawn, self._free = _Record(_PRIOR), _Record(_FREE_PRIOR, _FREE_EDGES)
         self._credits = {"drawn": _CREDIT, "free": _CREDIT}
         self._unread = 0  # tokens that the draft model has to read first
+        self._end = _UNKNOWN  # how many tokens the text may have
         self._balance, self._written = 0.0, 0  # plain steps that drafts of this text have saved, and its tokens so far
         self._plain_rounds = 0  # that have yet to be taken in: in a batch, many of them come between two questions
         self._copied = _Rate(0.0, memory=100)  # how much of all texts copies have written
 
-    def begin(self, unread: int) -> None:
+    def begin(self, unread: int, left: int | None = None) -> None:
         """See ``LengthPolicy``."""
         self._take_in()
         self._unread = unread
+        self._end = _UNKNOWN if left is None else left
         self._balance, self._written = 0.0, 0
         if unread:
             self._drawn.forgive()
@@ -236,14 +242,13 @@ class AutoLength:
         if not self._can_afford(drafted + 1, free=upcoming is not None):
             return False
         if upcoming is None:
-            return self._gain_of_drawing(confidences) > 0
+            return self._gain_of_drawing(confidences) > 0 and (drafted > 0 or self._repays_what_was_missed())
         # With a model to fall back on, nothing is learnt by trying a copy that could not be learnt more cheaply.
+        instead = instead and self._would_draw()
         hopeful = not drafted and not instead
         if self._gain_of_copying(confidences, upcoming, self._free.speed.value, hopeful=hopeful) <= 0:
             return False
-        if not instead or not self._can_afford(1, free=False):
-            return True
-        return self._gain_of_copying((), upcoming, self._drawn.speed.value) >= self._gain_of_drawing(())
+        return not instead or self._gain_of_copying((), upcoming, self._drawn.speed.value) >= self._gain_of_drawing(())
 
     def successor(self) -> AutoLength:
         """A policy for another text that starts with what this one has learnt; the two then go separate ways."""
@@ -309,6 +314,17 @@ class AutoLength:
         stake = min(_STAKE, at_once + _RELEASED * self._written)
         earned = _STAKE_SHARE * self._written + _SHARE_OF_LONG * max(0, self._written - _LONG)
         return lost <= stake + earned + self._balance
+
+    def _would_draw(self) -> bool:
+        """Whether the model may begin a draft and is expected to gain by it."""
+        return self._can_afford(1, free=False) and self._gain_of_drawing(()) > 0 and self._repays_what_was_missed()
+
+    def _repays_what_was_missed(self) -> bool:
+        """Whether drafts to come are expected to repay what the draft model has to read first: where the text's account
+        bears that, it may be by what copies have saved, which says nothing of the model.
+        """
+        little = self._unread * self._costs.draft_read <= _LITTLE
+        return little or self.repays(self._unread, self._end - self._written)
 
     def _price(self, length: int, num_drawn: int) -> float:
         """What a round with a draft of so many tokens costs; a model drew ``num_drawn`` of them."""

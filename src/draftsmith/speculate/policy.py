@@ -69,8 +69,9 @@ class CostModel:
 class LengthPolicy(Protocol):
     """Decides, token by token, whether drafting one more pays."""
 
-    def begin(self, unread: int) -> None:
-        """A text begins, or goes on elsewhere; the draft model has yet to read ``unread`` tokens of it."""
+    def begin(self, unread: int, left: int | None = None) -> None:
+        """A text begins, or goes on elsewhere; the draft model has yet to read ``unread`` tokens of it, and at most
+        ``left`` more will be written, if that is known."""
         ...
 
     def repays(self, unread: int, left: int) -> bool:
@@ -94,10 +95,10 @@ def begin_text(policy: LengthPolicy, unread: int, left: int | None = None) -> bo
     Not where drafting is not expected to pay; then the policy knows what trying it later would cost. ``left``: how many
     tokens may still be written, where the reading takes time from others and so has to be repaid by them.
     """
-    policy.begin(0)
+    policy.begin(0, left)
     if policy.wants_more((), None) and (left is None or policy.repays(unread, left)):
         return True
-    policy.begin(unread)
+    policy.begin(unread, left)
     return False
 
 
@@ -107,7 +108,7 @@ class FixedLength:
 
     length: int
 
-    def begin(self, unread: int) -> None:
+    def begin(self, unread: int, left: int | None = None) -> None:
         """Nothing depends on it."""
 
     def repays(self, unread: int, left: int) -> bool:  # noqa: ARG002  # see the protocol
@@ -139,7 +140,7 @@ class TheoryLength:
         self._accepted, self._judged = 2.8, 4.0  # what is taken for granted before anything is known
         self._length = self._best()
 
-    def begin(self, unread: int) -> None:
+    def begin(self, unread: int, left: int | None = None) -> None:
         """Nothing depends on it."""
 
     def repays(self, unread: int, left: int) -> bool:  # noqa: ARG002  # see the protocol
