@@ -96,7 +96,7 @@ def test_a_prompt_is_read_for_what_copies_leave_to_the_model() -> None:
     for _ in range(100):  # copies that are wrong write nothing
         wrong.learn(Draft((0,) * 8, None, (0.9,) * 8, free=True), Verdict((0,), 0, 8))
         wrong.learn(Draft((0,), None, (0.6,)), Verdict((0, 0), 1, 1))
-    assert wrong.repays(350, 200)
+    assert wrong.repays(310, 200)
     for _ in range(300):
         policy.learn(Draft(()), Verdict((0,), 0, 0))
     assert policy.repays(100, 200)
