@@ -12,15 +12,18 @@ __all__ = ["ByCosts", "add_cost_options", "costs_said", "numbers"]
 
 
 def add_cost_options(parser: argparse.ArgumentParser) -> None:
-    """``--verify``, ``--draft-step`` and ``--draft-read``: the costs of another machine."""
+    """``--verify``, ``--draft-step``, ``--draft-start`` and ``--draft-read``: the costs of another machine."""
     parser.add_argument("--verify", help="v(1),v(2),...; as calibrated where it is not given")
     parser.add_argument("--draft-step", type=float, default=0.1, help="c, with --verify")
+    parser.add_argument("--draft-start", type=float, default=0.0, help="a draft besides its tokens, with --verify")
     parser.add_argument("--draft-read", type=float, default=0.01, help="a token read by the draft, with --verify")
 
 
 def costs_said(options: argparse.Namespace) -> CostModel | None:
     """What those options say; None without ``--verify``."""
-    return CostModel(options.draft_step, numbers(options.verify), options.draft_read) if options.verify else None
+    if not options.verify:
+        return None
+    return CostModel(options.draft_step, numbers(options.verify), options.draft_read, options.draft_start)
 
 
 def numbers(text: str) -> tuple[float, ...]:

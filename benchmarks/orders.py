@@ -197,20 +197,22 @@ def judge(texts: Sequence[Text], way: str, costs: CostModel, orders: int) -> dic
     """A row: ``auto`` against plain and against the best fixed length of each file, over all orders."""
     fixed = [by_file(write_all(texts, way, lambda k=k: FixedLength(k), costs)) for k in LENGTHS]  # type: ignore[misc]
     best = {file: max(1.0, *(one[file] for one in fixed)) for file in fixed[0]}
+    files = list(best)
     dice, speeds, ratios, slowest = random.Random(1), [], [], []  # noqa: S311 (a simulation)
     for number in range(orders):
         order = list(texts) if number == 0 else dice.sample(list(texts), len(texts))
         written = write_all(order, way, lambda: AutoLength(costs), costs)
         slowest += [one.speed for one in written]
-        for file, speed in by_file(written).items():
-            speeds.append(speed)
-            ratios.append(speed / best[file])
+        found = by_file(written)
+        speeds += [found[file] for file in files]
+        ratios += [found[file] / best[file] for file in files]
     return {
         "way": way,
         "auto": sum(speeds) / len(speeds),
         "auto_over_best": sum(ratios) / len(ratios),
         "worst_file": min(ratios),
         "slowest": min(slowest),
+        "by_file": {file: sum(speeds[place :: len(best)]) / orders for place, file in enumerate(files)},
         "below": sum(one < AIM for one in slowest),
         "replies": len(slowest),
     }
@@ -279,13 +281,21 @@ def main() -> int:
     costs = costs_said(options) or costs
     if not texts:
         raise SystemExit("there are no replies to write again; give --prompts or --edits, or --saved with a recording")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for length in map(int, options.lengths.split(",")):
         long = cut(texts, length)
-        rows += [{"length": length, **judge(long, way, costs, options.orders)} for way in WAYS]
+        here = {way: {"length": length, **judge(long, way, costs, options.orders)} for way in WAYS}
+        parts = [here["model"]["by_file"], here["lookup"]["by_file"]]
+        mix = here["mix"]
+        mix["over_faster_part"] = min(mix["by_file"][file] / max(part[file] for part in parts) for file in parts[0])
+        rows += here.values()
     head = ["tokens", "drafts of", "auto / plain", "auto / best fixed", "worst file", "slowest reply", "below 0.97"]
+    head.append("mix / faster part, worst file")
     keys = ("length", "way", "auto", "auto_over_best", "worst_file", "slowest")
-    lines = [[*(row[key] for key in keys), f"{row['below']} of {row['replies']}"] for row in rows]
+    lines = [
+        [*(row[key] for key in keys), f"{row['below']} of {row['replies']}", row.get("over_faster_part", "")]
+        for row in rows
+    ]
     name = options.target.rsplit("/", 1)[-1].removesuffix(".gguf")
     result = {"target": name, "draft": options.draft.rsplit("/", 1)[-1], "texts": len(texts)}
     result |= {"costs": asdict(costs), "rows": rows}
