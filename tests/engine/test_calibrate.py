@@ -46,6 +46,26 @@ def test_a_disturbance_does_not_count() -> None:
     assert verify == pytest.approx([1.0] * 32)
 
 
+class UnevenModel(SlowModel):
+    """A plain step takes 0.01 s, six tokens as long as eight, and more than eight twice as long and more."""
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        extra = {6: 0.8, 8: 0.8, 3: 0.2, 4: 0.3}
+        size = len(runs[0].token_ids)
+        if size < 64:
+            self.clock.seconds += 0.01 * (extra.get(size, 0.0) if size <= 8 else 1.0 + size / 100)
+        return super().forward(runs)
+
+
+def test_no_rows_before_the_end_of_a_tile_seem_to_be_free() -> None:
+    """Six is halfway to what lies beside it, 1.55; the end of a tile, and what comes after, stays as measured."""
+    clock = Clock()
+    verify = measure_steps(UnevenModel(clock, 0.01), clock=clock).costs.verify
+    assert verify[5] == pytest.approx((1.8 + 1.55) / 2)
+    assert verify[6] == pytest.approx((verify[5] + 1.8) / 2)
+    assert [verify[m - 1] for m in (1, 2, 8, 9, 16, 32)] == pytest.approx([1, 1, 1.8, 2.09, 2.16, 2.32])
+
+
 def test_a_model_so_slow_that_the_budget_is_used_up_is_measured_twice() -> None:
     clock = Clock()
     assert measure_steps(SlowModel(clock, 1.0), clock=clock).plain_s == pytest.approx(1.0)

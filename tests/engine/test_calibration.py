@@ -183,6 +183,29 @@ def test_copies_say_nothing_about_the_draft_model() -> None:
     assert live.draft_step == STEPS.costs.draft_step
 
 
+def test_dearer_rows_are_corrected_for_all_sizes_and_pairs_by_themselves() -> None:
+    live, costs = LiveCosts(STEPS), STEPS.costs
+    above = costs.verify_cost(4) - 1
+    twice = (1 + 2 * above) / costs.verify_cost(4)
+    see(live, [(0, 1, 1), (3, 1, twice)] * 16)
+    assert [live.verify_cost(m) for m in (3, 4, 8, 17, 20)] == pytest.approx(
+        [1 + 2 * (costs.verify_cost(m) - 1) for m in (3, 4, 8, 17, 20)]
+    )
+    assert (live.verify_cost(1), live.verify_cost(2)) == (1.0, costs.verify_cost(2))
+    see(live, [(0, 1, 1), (1, 1, 1.1)] * 16)
+    assert live.verify_cost(2) == pytest.approx(1.1 * costs.verify_cost(2))
+    assert live.verify_cost(4) == pytest.approx(1 + 2 * above)
+
+
+def test_corrected_costs_never_fall_and_never_triple() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1), (3, 1, 90)] * 40)
+    assert [live.verify_cost(m) for m in (8, 40)] == pytest.approx([3 * STEPS.costs.verify_cost(m) for m in (8, 40)])
+    live = LiveCosts(STEPS)
+    see(live, [(0, 1, 1), (3, 1, 0.1), (1, 1, 1.2)] * 40)
+    assert live.verify_cost(2) == live.verify_cost(4) == pytest.approx(1.2 * STEPS.costs.verify_cost(2))
+
+
 def test_a_draft_all_by_itself_says_nothing_of_what_drafting_costs() -> None:
     live = LiveCosts(STEPS)
     see(live, ([(0, 1, 1)] * 5 + [(1, 2, 1)]) * 20)

@@ -70,7 +70,7 @@ EVAL = {
             "by_length": [{"length": 512, "trials": 1, "accuracy": 0.4, "asked": 5, "found": 2, "perfect": 0}],
         },
         "format": {
-            "adherence": 0.5, "adherence_ci95": [0.1, 0.9], "replies": 2,
+            "adherence": 0.5, "adherence_ci95": [0.1, 0.9], "replies": 2, "temperature": 0.7,
             "by_turn": [{"turn": 1, "replies": 2, "kept": 1, "began_another": 1, "ran_on": 0, "empty": 0}],
         },
         "acceptance": [

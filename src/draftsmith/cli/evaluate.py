@@ -48,6 +48,10 @@ def eval_(
     temperatures: Annotated[
         str, typer.Option(metavar="T,T", help="acceptance: temperatures to answer the prompts at.")
     ] = "0,0.7,1",
+    format_temperature: Annotated[
+        float,
+        typer.Option(metavar="T", help="format: of the replies; above 0 with top-k 50 and top-p 0.95."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of texts and of sampled replies.")] = 0,
     ray_workers: Annotated[
         int | None,
@@ -79,6 +83,7 @@ def eval_(
         trials=trials,
         system=system,
         temperatures=_floats("--temperatures", temperatures),
+        format_temperature=format_temperature,
         seed=seed,
         items=measure.items() if ASKS_PROMPTS.intersection(chosen) else (),
         max_new_tokens=measure.max_new_tokens,
@@ -106,6 +111,7 @@ class _Asked:
     trials: int
     system: str | None
     temperatures: list[float]
+    format_temperature: float
     seed: int
     items: tuple[PromptItem, ...]
     max_new_tokens: int
@@ -189,9 +195,10 @@ def _measured(task: str, llm: LLM | None, asked: _Asked, ticker: Ticker, spread:
     if task == "format":
         from draftsmith.measure.adherence import measure_adherence
 
-        params = SamplingParams(greedy=True, max_new_tokens=asked.max_new_tokens)
+        warmth, most = asked.format_temperature, asked.max_new_tokens
+        params = SamplingParams(temperature=warmth, top_k=50, top_p=0.95, seed=asked.seed, max_new_tokens=most)
         found = measure_adherence(llm, asked.items, params, system=asked.system, report=ticker)
-        return eval_output.adherence_json(found)
+        return eval_output.adherence_json(found, warmth)
     cells = {"trials": asked.trials, "seed": asked.seed}
     if task in ("variables", "words"):
         from draftsmith.measure.ruler import measure_ruler

@@ -21,9 +21,10 @@ _ENOUGH = 4  # rounds of a text that tell how fast the machine is just now, at l
 _RECENT = 6  # ... and at most ...
 _STALE = 24  # ... as long as so many rounds have not gone by since
 _WARM = 3  # a draft after more rounds without one takes longer: the model's weights have left the caches
+_OUTLIER = 10.0
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
 _TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
-_LAST_OF_SIZE = (1, 4, 8)  # checks of 1, 2 to 4, 5 to 8 and more tokens are corrected apart
+_LEAST_ROW = 0.02  # plain steps that a row more is taken to cost at least, where what it costs is corrected
 
 
 class _Factor:
@@ -38,19 +39,20 @@ class _Factor:
 
     def see(self, ratio: float) -> None:
         """A round took ``ratio`` times what was expected of it."""
+        ratio = min(max(ratio, 0.0), _OUTLIER)
         self._recent.append(ratio)
         self._many.append(ratio)
-        self.value = _bounded(median(self._recent))
+        self.value = median(self._recent)
 
     def forget(self) -> None:
         """What was measured first counts for one round more."""
         self._recent.append(1.0)
-        self.value = _bounded(median(self._recent))
+        self.value = median(self._recent)
 
     @property
     def for_good(self) -> float:
         """What many rounds say."""
-        return _bounded(median(self._many)) if len(self._many) >= _FOR_GOOD else 1.0
+        return median(self._many) if len(self._many) >= _FOR_GOOD else 1.0
 
 
 class LiveCosts:
@@ -60,14 +62,17 @@ class LiveCosts:
     tell of other contexts and of other times. Where a text has no plain rounds, all its checks together take their
     place for judging drafts. A draft all by itself takes half as long again as one that follows another, so it says
     nothing of what drafting would cost.
+
+    What a check of three tokens or more costs above a plain step is the rows' computing, which others on the machine
+    slow down, and longer contexts, while reading the weights takes as long as before. So that part is corrected, for
+    all sizes together. Two tokens may cost no more than one; they have a factor of their own.
     """
 
     def __init__(self, steps: StepCosts) -> None:
         self._steps = steps
         self._plain, self._any = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
         self._plain_speeds = deque[float](maxlen=_LONG_WINDOW)
-        self._checks = tuple(_Factor() for _ in range(len(_LAST_OF_SIZE) + 1))
-        self._drafts = _Factor()
+        self._drafts, self._pairs, self._rows = _Factor(), _Factor(), _Factor()
         self._since_plain, self._since_draft = 0, _WARM  # rounds
         self._base = [steps.costs.verify_cost(size) for size in range(1, _TABLE + 1)]
         self._verify = self._base  # v(1), v(2), ... as corrected: asked for dozens of times a round
@@ -96,7 +101,11 @@ class LiveCosts:
                 self._drafts.see(times.draft_s / (expected * unit))
             self._since_draft = 0
         if plain is not None:
-            self._checks[_kind(size)].see(times.check_s / (plain_s * costs.verify_cost(size) * plain))
+            took, told = times.check_s / (plain_s * plain), costs.verify_cost(size)
+            if size == 2:
+                self._pairs.see(took / told)
+            else:
+                self._rows.see(1.0 + (took - told) / _above_plain(costs, size))
             self._correct()
 
     def end_text(self) -> None:
@@ -104,37 +113,37 @@ class LiveCosts:
         self._plain.clear()
         self._any.clear()
         self._since_draft = _WARM
-        for factor in (*self._checks, self._drafts):
+        for factor in (self._drafts, self._pairs, self._rows):
             factor.forget()
         self._correct()
 
     @property
     def draft_step(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_step * self._drafts.value
+        return self._steps.costs.draft_step * _bounded(self._drafts.value)
 
     @property
     def draft_start(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_start * self._drafts.value
+        return self._steps.costs.draft_start * _bounded(self._drafts.value)
 
     @property
     def draft_read(self) -> float:
         """See ``Costs``."""
-        return self._steps.costs.draft_read * self._drafts.value
+        return self._steps.costs.draft_read * _bounded(self._drafts.value)
 
     def verify_cost(self, num_tokens: int) -> float:
         """See ``Costs``."""
         if num_tokens <= _TABLE:
             return self._verify[num_tokens - 1]
-        return self._steps.costs.verify_cost(num_tokens) * self._checks[_kind(num_tokens)].value
+        return _corrected(self._steps.costs, num_tokens, self._pairs.value, self._rows.value)
 
     def steps(self) -> StepCosts:
         """What many rounds have told, as if it had been measured like this."""
-        costs, drafts = self._steps.costs, self._drafts.for_good
-        checks = [factor.for_good for factor in self._checks]
+        costs, drafts = self._steps.costs, _bounded(self._drafts.for_good)
+        pairs, rows = self._pairs.for_good, self._rows.for_good
         sizes = range(1, len(costs.verify) + 1)
-        verify = [costs.verify_cost(size) * checks[_kind(size)] for size in sizes]
+        verify = [_corrected(costs, size, pairs, rows) for size in sizes]
         rising = tuple(max(1.0, *verify[:last]) for last in sizes)
         scale = _typical(self._plain_speeds) or 1.0
         return StepCosts(
@@ -143,14 +152,24 @@ class LiveCosts:
         )
 
     def _correct(self) -> None:
-        self._verify = [v * self._checks[kind].value for v, kind in zip(self._base, _KINDS, strict=True)]
+        pairs, rows = self._pairs.value, self._rows.value
+        self._verify = [_corrected(self._steps.costs, size, pairs, rows) for size in range(1, _TABLE + 1)]
 
 
-def _kind(size: int) -> int:
-    return sum(size > last for last in _LAST_OF_SIZE)
+def _above_plain(costs: CostModel, size: int) -> float:
+    """What a check of so many tokens costs above a plain step, in plain steps."""
+    return max(costs.verify_cost(size) - 1.0, _LEAST_ROW * (size - 1))
 
 
-_KINDS = tuple(_kind(size) for size in range(1, _TABLE + 1))
+def _corrected(costs: CostModel, size: int, pairs: float, rows: float) -> float:
+    """v(size), where two tokens cost ``pairs`` times what was told, and what is above a plain step ``rows`` times."""
+    if size == 1:
+        return costs.verify_cost(1)
+    pair = costs.verify_cost(2) * _bounded(pairs)
+    if size == 2:
+        return pair
+    told = costs.verify_cost(size)
+    return max(pair, told * _bounded((told + (rows - 1.0) * _above_plain(costs, size)) / told))
 
 
 def _typical(ratios: deque[float]) -> float | None:

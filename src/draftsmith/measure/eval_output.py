@@ -56,13 +56,15 @@ def ruler_json(rows: Sequence[LengthRow]) -> dict[str, Any]:
     }
 
 
-def adherence_json(rows: Sequence[TurnRow]) -> dict[str, Any]:
-    """The share of replies that kept to the format, with Wilson's interval, and the counts by turn."""
+def adherence_json(rows: Sequence[TurnRow], temperature: float) -> dict[str, Any]:
+    """The share of replies that kept to the format, with Wilson's interval, and the counts by turn. ``temperature``: of
+    the replies."""
     kept, replies = sum(row.kept for row in rows), sum(row.replies for row in rows)
     return {
         "adherence": kept / replies,
         "adherence_ci95": list(wilson_interval(kept, replies)),
         "replies": replies,
+        "temperature": temperature,
         "by_turn": [
             {
                 "turn": row.turn,
@@ -146,7 +148,8 @@ def _adherence_lines(found: dict[str, Any]) -> list[str]:
     low, high = found["adherence_ci95"]
     note = (
         f"Kept to the format: {found['adherence']:.0%} [{low:.0%}, {high:.0%}] of {found['replies']} replies, which "
-        "say something, begin no other block and end with the end-of-text token. Ran on: longer than --max-new-tokens."
+        "say something, begin no other block and end with the end-of-text token. Ran on: longer than --max-new-tokens. "
+        f"Replies at temperature {found['temperature']:g}."
     )
     return ["| turn | replies | kept | began another | ran on | empty |", "|--:|--:|--:|--:|--:|--:|", *rows, "", note]
 

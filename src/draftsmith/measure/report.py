@@ -222,7 +222,8 @@ def _adherence(found: dict[str, Any]) -> Section:
     head = ("turn", "replies", "kept", "began another block", "ran on", "empty")
     note = (
         f"{found['adherence']:.0%} [{low:.0%}, {high:.0%}] of {found['replies']} replies kept to the Alpaca format: "
-        "they say something, begin no other block and end with the end-of-text token."
+        "they say something, begin no other block and end with the end-of-text token. "
+        f"Temperature of the replies: {found.get('temperature', 0):g}."
     )
     return Section("Format, turn by turn", (note,), (head, *(tuple(str(r[k]) for k in keys) for r in found["by_turn"])))
 
