@@ -21,7 +21,7 @@ _ENOUGH = 4  # rounds of a text that tell how fast the machine is just now, at l
 _RECENT = 6  # ... and at most ...
 _STALE = 24  # ... as long as so many rounds have not gone by since
 _WARM = 3  # a draft after more rounds without one takes longer: the model's weights have left the caches
-_OUTLIER = 10.0
+_OUTLIER = 10.0  # a ratio beyond it counts as this
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
 _TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
 _LEAST_ROW = 0.02  # plain steps that a row more is taken to cost at least, where what it costs is corrected
@@ -74,8 +74,7 @@ class LiveCosts:
         self._plain_speeds = deque[float](maxlen=_LONG_WINDOW)
         self._drafts, self._pairs, self._rows = _Factor(), _Factor(), _Factor()
         self._since_plain, self._since_draft = 0, _WARM  # rounds
-        self._base = [steps.costs.verify_cost(size) for size in range(1, _TABLE + 1)]
-        self._verify = self._base  # v(1), v(2), ... as corrected: asked for dozens of times a round
+        self._correct()
         self.num_seen = 0
 
     def see(self, times: RoundTimes) -> None:
@@ -152,6 +151,7 @@ class LiveCosts:
         )
 
     def _correct(self) -> None:
+        """v(1), v(2), ... are asked for dozens of times a round."""
         pairs, rows = self._pairs.value, self._rows.value
         self._verify = [_corrected(self._steps.costs, size, pairs, rows) for size in range(1, _TABLE + 1)]
 
