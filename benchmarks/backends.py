@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.common import PROMPTS, add_record_option, report, table
+from benchmarks.common import PROMPTS, add_record_option, report, run_script, table
 from draftsmith.engine import DEFAULT_TARGET, LLM
 from draftsmith.measure.costs import measure_costs
 from draftsmith.types import Message, SamplingParams
@@ -88,4 +88,4 @@ def measure(way: Way, target: str, tokens: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

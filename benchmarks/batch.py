@@ -10,12 +10,11 @@ written together differs from the one written alone.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.policy import load_shuffled
 from draftsmith import LLM, Completion, Message, SamplingParams
 from draftsmith.engine.loading import LoadedModel
@@ -109,4 +108,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -14,15 +14,26 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from draftsmith.errors import DraftsmithError
 from draftsmith.provenance import collect
 
-__all__ = ["PROMPTS", "ROOT", "PeerMissingError", "Prompt", "Reply", "add_record_option", "report", "table"]
+__all__ = [
+    "PROMPTS",
+    "ROOT",
+    "PeerMissingError",
+    "Prompt",
+    "Reply",
+    "add_record_option",
+    "report",
+    "run_script",
+    "table",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +88,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         return "| " + " | ".join(padded) + " |"
 
     return "\n".join([line(list(header)), line(rule), *(line(row) for row in cells)])
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """End the process with what ``main`` returns; what a user can mend, a wrong path for example, gets a sentence."""
+    try:
+        code = main() or 0
+    except DraftsmithError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename} cannot be used: {error.strerror}; give another path", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
 
 
 def add_record_option(parser: argparse.ArgumentParser) -> None:

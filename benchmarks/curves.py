@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import run_script
 from draftsmith.speculate import AutoLength, FixedLength, TheoryLength, Trace, read_trace, replay
 
 __all__ = ["main", "speeds"]
@@ -67,4 +68,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

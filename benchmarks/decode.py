@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 
-from benchmarks.common import PROMPTS, add_record_option, report, table
+from benchmarks.common import PROMPTS, add_record_option, report, run_script, table
 from draftsmith import LLM, Completion, Message, SamplingParams
 
 
@@ -72,4 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

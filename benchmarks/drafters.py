@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.engine import LLM
 from draftsmith.measure.prompts import PromptItem, built_in_prompts, select_prompts
 from draftsmith.speculate import CostModel, RoundRecord
@@ -95,4 +95,4 @@ def _by_category(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import PROMPTS, add_record_option, report, table
+from benchmarks.common import PROMPTS, add_record_option, report, run_script, table
 from draftsmith.checkpoint import Checkpoint, ModelConfig, RopeConfig, Tensor, open_checkpoint, resolve
 from draftsmith.checkpoint.gguf_writer import write_gguf_model
 from draftsmith.checkpoint.layout import expected_tensors
@@ -306,4 +306,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -16,7 +16,6 @@ with random weights and few layers is timed beside the bound; random weights rou
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint import ModelConfig, RopeConfig, open_checkpoint
 from draftsmith.checkpoint.experts import ExpertsConfig
 from draftsmith.checkpoint.gguf_writer import write_gguf_model
@@ -212,4 +211,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

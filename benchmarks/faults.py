@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 
 PATIENCE_S = 900.0  # a prompt of 32,000 tokens takes minutes to read
 Check = tuple[str, str, str, bool]  # what, measured, limit, kept
@@ -263,4 +263,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_parts, gpu_waits
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.gpu_parts import Found, Setting
 
 PARTS: dict[str, Callable[[Setting], Found]] = {
@@ -128,4 +128,4 @@ def _all_hold(results: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

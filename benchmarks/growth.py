@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.common import ROOT, add_record_option, report, table
+from benchmarks.common import ROOT, add_record_option, report, run_script, table
 from benchmarks.growth_memory import two_processes
 from benchmarks.growth_shapes import write_tinyllama
 from draftsmith.checkpoint import open_checkpoint
@@ -188,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -11,13 +11,12 @@ time of m tokens / that of one, v(m). Best of the repetitions, as others may use
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.model import _native
 from draftsmith.model.native import NativeModel, instruction_set, thread_team
@@ -95,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

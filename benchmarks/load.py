@@ -38,7 +38,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import PeerMissingError, add_record_option, report, table
+from benchmarks.common import PeerMissingError, add_record_option, report, run_script, table
 from draftsmith.measure.endpoint import Endpoint, Streamed, find_endpoint
 from draftsmith.measure.prompts import PromptItem, built_in_prompts, read_prompts
 from draftsmith.measure.statistics import ratio_interval
@@ -332,4 +332,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.by_costs import add_cost_options, costs_said
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.policy import Way, Writer, edits
 from draftsmith.engine.calibration import Calibration
 from draftsmith.engine.loading import load_drafter, load_model
@@ -307,4 +307,4 @@ WAYS = ("model", "lookup", "mix", "never right")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

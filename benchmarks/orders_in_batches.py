@@ -23,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.by_costs import add_cost_options, costs_said
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.load_by_costs import Way, Written, compare
 from benchmarks.orders import LENGTHS, WAYS, RecordedSession, Text, cut, drafter_of, read_recording
 from draftsmith.engine.batch import Engine
@@ -212,4 +212,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PROMPTS, PeerMissingError, Reply, add_record_option, report, table
+from benchmarks.common import PROMPTS, PeerMissingError, Reply, add_record_option, report, run_script, table
 from benchmarks.workers import Runner, Worker
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.measure.prompts import read_prompts, select_prompts
@@ -296,4 +296,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

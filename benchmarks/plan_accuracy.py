@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint.atomic import atomic_file
 from draftsmith.engine import LLM, EngineOptions
 from draftsmith.engine.loading import load_drafter
@@ -237,4 +237,4 @@ def _name(*parts: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

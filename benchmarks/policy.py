@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.by_costs import ByCosts
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint import open_checkpoint, resolve
 from draftsmith.engine.calibrate import StepCosts
 from draftsmith.engine.calibration import Calibration
@@ -388,4 +388,4 @@ def _costs(draft: Draft) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import PeerMissingError, Reply, add_record_option, report, table
+from benchmarks.common import PeerMissingError, Reply, add_record_option, report, run_script, table
 from benchmarks.llama_cpp_peer import LlamaCpp, system_info
 from benchmarks.workers import Runner, Worker
 from draftsmith.checkpoint import open_checkpoint
@@ -129,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 
 COMMAND = [sys.executable, "-m", "draftsmith"]
 LIMITS = {"help": 0.3, "first token": 1.0}
@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.load import free_port, in_turn, limits_of, served
 from benchmarks.switched_server import Step, read_log
 from draftsmith.measure.endpoint import Endpoint, find_endpoint
@@ -190,4 +190,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from benchmarks.gpu_shapes import SHAPES
 from draftsmith.train.attention import NAME as OUR_ATTENTION
 from draftsmith.train.encode import Document
@@ -221,4 +221,4 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,13 +14,12 @@ import argparse
 import gzip
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import add_record_option, report, table
+from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.speculate import VocabularyMap, compare_vocabularies
 from draftsmith.speculate.retokenize import ByteEncoder, Retokenizer
@@ -155,4 +154,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

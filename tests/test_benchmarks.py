@@ -16,10 +16,12 @@ from scipy.special import log_softmax
 
 from benchmarks import common, curves, experts, llama_cpp_peer, plan_accuracy, policy, vocabularies
 from benchmarks.by_costs import ByCosts
+from benchmarks.common import run_script
 from benchmarks.perplexity import log_probabilities, python_reference
 from draftsmith.engine.calibrate import StepCosts
 from draftsmith.engine.loading import load_model
 from draftsmith.engine.options import EngineOptions
+from draftsmith.errors import UsageError
 from draftsmith.measure import rounds
 from draftsmith.measure.costs import CostCurves, measure_costs
 from draftsmith.measure.prompts import PromptItem, read_prompts
@@ -316,3 +318,23 @@ def test_shares_are_of_the_median_times() -> None:
     assert (row["best fixed"], row["slowest"]) == ("2", 0.5)
     assert row["auto / best"] == pytest.approx(8 / 9, abs=1e-3)
     assert (row["tokens a round"], row["acceptance"]) == (2, 0.5)
+
+
+def test_what_a_user_can_mend_gets_a_sentence_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> int:
+        return len(Path("not-there.json").read_text())
+
+    def refused() -> int:
+        raise UsageError("the length is 0; it must be at least 1")
+
+    for main, code, told in (
+        (missing, 1, "not-there.json cannot be used: No such file"),
+        (refused, 2, "the length is 0"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_script(main)
+        assert ended.value.code == code
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: None)
+    assert ended.value.code == 0
