@@ -157,7 +157,9 @@ def write(text: Text, drafter: Drafter, policy: LengthPolicy, costs: CostModel) 
     request = Request(prompt_ids=tuple(text.prompt_ids), sampling=SamplingParams(greedy=True))
     session = drafter.start(request, "coupled")
     ids, start = [*text.prompt_ids, *text.reply_ids], len(text.prompt_ids)
-    place, cost, unread = start + 1, 0.0, 0 if begin_text(policy, start) else start
+    place, cost, unread = start + 1, 0.0, start
+    if begin_text(policy, start, len(ids) - start - 1):
+        unread = 0
     while place < len(ids):
         room = len(ids) - place - 1
         draft = session.draft(ids[:place], room, policy.wants_more) if room else Draft(())

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 from draftsmith.cli import main
+from draftsmith.types import SamplingParams
 from tests.support.schemas import check_schema
 from tests.support.tiny import tiny_folder
 
@@ -114,6 +115,33 @@ def test_eval_runs_all_its_tasks(
     assert (code, err) == (0, "")
     assert "## needle" in out
     assert "| 100% | 0/1 |" in out
+
+
+def test_replies_are_judged_at_the_temperature_asked_for(
+    capsys: pytest.CaptureFixture[str],
+    models: tuple[str, str],
+    prompts: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from draftsmith.measure import adherence
+
+    asked: list[SamplingParams] = []
+
+    def measured(_: object, items: object, sampling: SamplingParams, **__: object) -> tuple[adherence.TurnRow, ...]:
+        del items
+        asked.append(sampling)
+        return (adherence.TurnRow(1, replies=1, kept=1),)
+
+    monkeypatch.setattr(adherence, "measure_adherence", measured)
+    options = ("format", "--target", models[0], "--prompts", prompts, "--max-new-tokens", "8", "--seed", "3")
+    for given, temperature in (((), 0.0), (("--format-temperature", "0.7"), 0.7)):
+        code, out, _ = run(capsys, "eval", *options, *given, "--json")
+        assert code == 0
+        assert json.loads(out)["tasks"]["format"]["temperature"] == temperature
+    assert asked == [SamplingParams(temperature=t, seed=3, max_new_tokens=8) for t in (0.0, 0.7)]
+    code, _, err = run(capsys, "eval", *options, "--format-temperature", "-1")
+    assert code == 2
+    assert "--format-temperature is -1.0; give 0, which is greedy, or more" in err
 
 
 def test_plan_gives_its_advice(capsys: pytest.CaptureFixture[str], models: tuple[str, str], prompts: str) -> None:

@@ -197,21 +197,23 @@ def test_dearer_rows_are_corrected_for_all_sizes_and_pairs_by_themselves() -> No
     assert live.verify_cost(4) == pytest.approx(1 + 2 * above)
 
 
-def test_corrected_costs_never_fall_and_never_triple() -> None:
+def test_corrected_costs_never_fall_and_triple_at_most() -> None:
     live = LiveCosts(STEPS)
     see(live, [(0, 1, 1), (3, 1, 90)] * 40)
     assert [live.verify_cost(m) for m in (8, 40)] == pytest.approx([3 * STEPS.costs.verify_cost(m) for m in (8, 40)])
-    live = LiveCosts(STEPS)
-    see(live, [(0, 1, 1), (3, 1, 0.1), (1, 1, 1.2)] * 40)
-    assert live.verify_cost(2) == live.verify_cost(4) == pytest.approx(1.2 * STEPS.costs.verify_cost(2))
+    for pairs, rows in ((1.2, 0.1), (0.8, 0.1), (0.8, 1.5), (3, 0.9)):
+        live = LiveCosts(STEPS)
+        see(live, [(0, 1, 1), (3, 1, rows), (1, 1, pairs)] * 40)
+        corrected = [live.verify_cost(m) for m in range(1, 40)]
+        assert corrected == sorted(corrected)
+        assert corrected[0] == 1.0
 
 
-def test_a_draft_all_by_itself_says_nothing_of_what_drafting_costs() -> None:
+@pytest.mark.parametrize(("plain_rounds", "counts"), [(0, True), (1, True), (2, False), (5, False)])
+def test_a_draft_all_by_itself_says_nothing_of_what_drafting_costs(plain_rounds: int, counts: bool) -> None:
     live = LiveCosts(STEPS)
-    see(live, ([(0, 1, 1)] * 5 + [(1, 2, 1)]) * 20)
-    assert live.draft_step == STEPS.costs.draft_step
-    see(live, [(0, 1, 1)] * 5 + [(1, 2, 1)] * 20)
-    assert live.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
+    see(live, [(0, 1, 1)] * 5 + ([(1, 2, 1)] + [(0, 1, 1)] * plain_rounds) * 40)
+    assert live.draft_step == pytest.approx(STEPS.costs.draft_step * (2 if counts else 1))
 
 
 def test_what_was_measured_outweighs_a_few_rounds_and_counts_again_in_later_texts() -> None:
@@ -227,9 +229,11 @@ def test_what_was_measured_outweighs_a_few_rounds_and_counts_again_in_later_text
     assert live.verify_cost(2) == STEPS.costs.verify_cost(2)
 
 
-def test_plain_rounds_of_long_ago_do_not_tell_how_fast_the_machine_is_now() -> None:
+@pytest.mark.parametrize("one_more", [False, True])
+def test_plain_rounds_of_long_ago_do_not_tell_how_fast_the_machine_is_now(one_more: bool) -> None:
+    """Nor do they together with one that is new."""
     live = LiveCosts(STEPS)
-    see(live, [(0, 1, 1)] * 4 + [(1, 1, 1)] * 24 + [(1, 3, 3)] * 100)
+    see(live, [(0, 1, 1)] * 6 + [(1, 1, 1)] * 24 + [(1, 3, 3)] * 10 + [(0, 3, 3)] * one_more + [(1, 3, 3)] * 12)
     assert live.verify_cost(2) == pytest.approx(STEPS.costs.verify_cost(2))
     assert live.draft_step == pytest.approx(STEPS.costs.draft_step)
 

@@ -196,7 +196,10 @@ def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPat
         gain = next(predicted)
         return Forecast(4, gain, (gain, gain), 0.8, 2.4, {4: gain}, 0.9)
 
-    def contest(sides: Sequence[LocalSide], some: Sequence[PromptItem], *_: object, **__: object) -> SimpleNamespace:
+    def contest(
+        sides: Sequence[LocalSide], some: Sequence[PromptItem], *_: object, repeats: int, report: object
+    ) -> SimpleNamespace:
+        del repeats, report
         assert len(some) == 16
         plain, fixed, auto = sides
         assert plain.llm.drafter is None
@@ -213,6 +216,25 @@ def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPat
     measured = [(one.name, one.measured, one.measured_auto) for one in plan.candidates]
     assert measured == [("suffix", 1.9, 1.95), ("lookup", 1.8, 1.7), ("far", None, None)]
     assert plan.best is plan.candidates[0]
+
+
+@pytest.mark.parametrize(("decode_s", "repeats"), [(0.1, 3), (1.0, 3), (2.5, 2), (60.0, 1)])
+def test_slow_replies_are_measured_less_often(monkeypatch: pytest.MonkeyPatch, decode_s: float, repeats: int) -> None:
+    """Two prompts, so that what plain replies take in all is twice as much."""
+    replies = [PlainReply((97,), (97, 98), GREEDY, decode_s)] * 2
+    monkeypatch.setattr(planning, "write_replies", lambda *_: replies)
+    monkeypatch.setattr(planning, "forecast", lambda *_: Forecast(4, 2.0, (2.0, 2.0), 0.8, 2.4, {4: 2.0}, 0.9))
+    asked: list[int] = []
+
+    def contest(*_: object, repeats: int, report: object) -> SimpleNamespace:
+        del report
+        asked.append(repeats)
+        side = SimpleNamespace(ratio=lambda _: (1.5, (1.5, 1.5)))
+        return SimpleNamespace(sides=(None, side, side))
+
+    monkeypatch.setattr(planning, "run_contest", contest)
+    make_plan(LLM(fake_target(), "none"), ["lookup"], [replace(ITEMS[0], id=str(i)) for i in range(2)], GREEDY)
+    assert asked == [repeats]
 
 
 def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
@@ -232,8 +254,11 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
     assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
     assert advice(1.53, 1.5) == f"{auto} {fixed} 1.53x."
+    assert advice(1.03, 1.01) == f"Use lookup: expect {fixed} 1.03x. With lengths chosen round by round (auto): 1.01x."
     none = "Do not draft: the best candidate, lookup, does not pay"
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
+    with pytest.raises(ValueError, match="both ways are measured"):
+        advice(None, 1.5)
     assert advice(None, None) == f"{none} (predicted 1.40x)."
 
 

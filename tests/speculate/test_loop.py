@@ -312,7 +312,8 @@ def test_any_drafter_and_any_lengths(data: st.DataObject, table_model: Factory) 
             self.k = 0
 
         def begin(self, unread: int, left: int | None = None) -> None:
-            del unread, left
+            assert unread in (0, len(PROMPT))
+            assert left == params.max_new_tokens - 1  # the first token is written with the prompt
 
         def repays(self, unread: int, left: int) -> bool:
             del unread, left

@@ -38,8 +38,8 @@ def test_reading_a_prompt_has_to_be_repaid(unread: int, left: int, repays: bool)
     usually have is not counted on."""
     policy = AutoLength(CostModel(0.1, (1.0, 1.0, 1.0, 1.1), draft_read=0.1))
     assert policy.repays(unread, left) is repays
-    assert begin_text(policy, unread, left) is repays
-    assert begin_text(policy, unread) is True  # nobody waits for it
+    assert begin_text(policy, unread, left, others_wait=True) is repays
+    assert begin_text(policy, unread, left) is True  # nobody waits for it
     hopeless = AutoLength(CostModel(3.0, (1.0, 2.0, 3.0, 4.0), draft_read=1e-9))
     assert not hopeless.repays(1, 10**6)
     assert not AutoLength(CostModel(3.0, (1.0, 2.0, 3.0, 4.0))).repays(
@@ -51,10 +51,10 @@ def test_one_bad_text_does_not_end_drafting_where_reading_has_to_be_repaid() -> 
     """One of the next few texts is read again if that costs little, and one after more texts if it costs more."""
     for reading, least, most in ((0.02, 2, 6), (0.06, 10, 40)):
         policy = AutoLength(CostModel(0.3, CHEAP_CHECKS, draft_read=reading))
-        assert begin_text(policy, 50, left=63)
+        assert begin_text(policy, 50, left=63, others_wait=True)
         for _ in range(8):
             policy.learn(Draft((0,), None, (0.6,)), Verdict((0,), 0, 1))
-        read = [begin_text(policy, 50, left=63) for _ in range(60)]
+        read = [begin_text(policy, 50, left=63, others_wait=True) for _ in range(60)]
         assert least <= read.index(True) <= most, reading
 
 

@@ -50,7 +50,7 @@ def eval_(
     ] = "0,0.7,1",
     format_temperature: Annotated[
         float,
-        typer.Option(metavar="T", help="format: of the replies; above 0 with top-k 50 and top-p 0.95."),
+        typer.Option(metavar="T", help="format: of the replies; above 0 with the usual top-k 50, top-p 0.95."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of texts and of sampled replies.")] = 0,
     ray_workers: Annotated[
@@ -71,6 +71,8 @@ def eval_(
     """
     result.check()
     harness.check()
+    if not format_temperature >= 0:
+        raise UsageError(f"--format-temperature is {format_temperature}; give 0, which is greedy, or more")
     chosen = _chosen(tasks, text) if tasks or not harness.task else []
     if ray_workers is not None:
         _check_ray(ray_workers, chosen)
@@ -195,10 +197,10 @@ def _measured(task: str, llm: LLM | None, asked: _Asked, ticker: Ticker, spread:
     if task == "format":
         from draftsmith.measure.adherence import measure_adherence
 
-        warmth, most = asked.format_temperature, asked.max_new_tokens
-        params = SamplingParams(temperature=warmth, top_k=50, top_p=0.95, seed=asked.seed, max_new_tokens=most)
+        temperature = asked.format_temperature
+        params = SamplingParams(temperature=temperature, seed=asked.seed, max_new_tokens=asked.max_new_tokens)
         found = measure_adherence(llm, asked.items, params, system=asked.system, report=ticker)
-        return eval_output.adherence_json(found, warmth)
+        return eval_output.adherence_json(found, temperature)
     cells = {"trials": asked.trials, "seed": asked.seed}
     if task in ("variables", "words"):
         from draftsmith.measure.ruler import measure_ruler

@@ -118,7 +118,7 @@ def _undisturbed(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
 
 
 def _smoothed(known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The same where a size counts for one half and what lies beside it for the other: rows of a tile cost alike.
+    """Sizes and costs, each of them averaged with what its neighbours in the tile say of it: rows of a tile cost alike.
 
     Were a size of three to seven tokens taken to cost as much as the eight after it, the rows between the two would
     seem to be free. Sizes that begin or end a tile stay as they are.

@@ -27,7 +27,6 @@ __all__ = ["Calibration", "calibration_path", "read_calibration", "write_calibra
 
 FORMAT = "draftsmith calibration 3"
 _MAX_BYTES = 1 << 16
-_ENOUGH_ROUNDS = 64  # before what was seen is worth more than what was measured
 _FAR = 0.2
 _LONGEST_STEP_S = 3600.0
 
@@ -50,7 +49,7 @@ class Calibration:
     def refresh(self) -> None:
         """Write down what was learnt if it is far from what is written; for the end of a text."""
         now = self.live.steps()
-        if self.live.num_seen >= _ENOUGH_ROUNDS and _far_apart(now.costs, self._written.costs):
+        if _far_apart(now.costs, self._written.costs):
             self._written = self._keep(now)
 
     def _keep(self, steps: StepCosts) -> StepCosts:

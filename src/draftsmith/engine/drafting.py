@@ -138,7 +138,8 @@ class BatchDrafter:
 
     def _begin(self, task: Task, policy: LengthPolicy) -> None:
         """A text begins, or goes on after it had to wait. What the draft model reads of it, all others wait for."""
-        begin_text(policy, len(task.ids) - task.drafter_read, left=task.end - len(task.ids))
+        unread, left = len(task.ids) - task.drafter_read, task.end - len(task.ids)
+        begin_text(policy, unread, left, others_wait=True)
 
     def finish(self, task: Task) -> None:
         """Remember for the next text what this one's policy has learnt."""

@@ -7,6 +7,8 @@ may decide where rounds are cut. Sampled texts under the rejection rule get the 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
 from statistics import median
 
 from draftsmith.engine.calibrate import StepCosts
@@ -20,7 +22,7 @@ _LONG_WINDOW, _FOR_GOOD = 256, 64  # rounds of a kind that are remembered for ``
 _ENOUGH = 4  # rounds of a text that tell how fast the machine is just now, at least ...
 _RECENT = 6  # ... and at most ...
 _STALE = 24  # ... as long as so many rounds have not gone by since
-_WARM = 3  # a draft after more rounds without one takes longer: the model's weights have left the caches
+_WARM = 2  # rounds since the last draft: after more of them the model's weights have left the caches
 _OUTLIER = 10.0  # a ratio beyond it counts as this
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
 _TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
@@ -75,11 +77,9 @@ class LiveCosts:
         self._drafts, self._pairs, self._rows = _Factor(), _Factor(), _Factor()
         self._since_plain, self._since_draft = 0, _WARM  # rounds
         self._correct()
-        self.num_seen = 0
 
     def see(self, times: RoundTimes) -> None:
         """Compare a round's seconds with those expected of it."""
-        self.num_seen += 1
         if not times.apart:  # it says nothing about either part
             return
         costs, plain_s = self._steps.costs, self._steps.plain_s
@@ -88,6 +88,8 @@ class LiveCosts:
         self._since_plain += 1
         self._since_draft += 1
         if size == 1:
+            if self._since_plain > _STALE:
+                self._plain.clear()
             self._plain.append(times.check_s / plain_s)
             self._plain_speeds.append(times.check_s / plain_s)
             self._since_plain = 0
@@ -135,7 +137,8 @@ class LiveCosts:
         """See ``Costs``."""
         if num_tokens <= _TABLE:
             return self._verify[num_tokens - 1]
-        return _corrected(self._steps.costs, num_tokens, self._pairs.value, self._rows.value)
+        corrected = _corrected(self._steps.costs, num_tokens, self._pairs.value, self._rows.value)
+        return max(corrected, self._verify[-1])
 
     def steps(self) -> StepCosts:
         """What many rounds have told, as if it had been measured like this."""
@@ -143,17 +146,20 @@ class LiveCosts:
         pairs, rows = self._pairs.for_good, self._rows.for_good
         sizes = range(1, len(costs.verify) + 1)
         verify = [_corrected(costs, size, pairs, rows) for size in sizes]
-        rising = tuple(max(1.0, *verify[:last]) for last in sizes)
-        scale = _typical(self._plain_speeds) or 1.0
+        known = len(self._plain_speeds) >= _FOR_GOOD
+        scale = median(self._plain_speeds) if known else 1.0
         return StepCosts(
             self._steps.plain_s * scale,
-            CostModel(costs.draft_step * drafts, rising, costs.draft_read * drafts, costs.draft_start * drafts),
+            CostModel(
+                costs.draft_step * drafts, _rising(verify), costs.draft_read * drafts, costs.draft_start * drafts
+            ),
         )
 
     def _correct(self) -> None:
         """v(1), v(2), ... are asked for dozens of times a round."""
         pairs, rows = self._pairs.value, self._rows.value
-        self._verify = [_corrected(self._steps.costs, size, pairs, rows) for size in range(1, _TABLE + 1)]
+        sizes = range(1, _TABLE + 1)
+        self._verify = _rising([_corrected(self._steps.costs, size, pairs, rows) for size in sizes])
 
 
 def _above_plain(costs: CostModel, size: int) -> float:
@@ -170,6 +176,11 @@ def _corrected(costs: CostModel, size: int, pairs: float, rows: float) -> float:
         return pair
     told = costs.verify_cost(size)
     return max(pair, told * _bounded((told + (rows - 1.0) * _above_plain(costs, size)) / told))
+
+
+def _rising(costs: Sequence[float]) -> tuple[float, ...]:
+    """The same where a size costs at least what smaller ones do, and a plain step."""
+    return tuple(accumulate(costs, max, initial=1.0))[1:]
 
 
 def _typical(ratios: deque[float]) -> float | None:

@@ -151,7 +151,10 @@ class LLM:
 
     @property
     def drafter(self) -> LoadedDrafter | None:
-        """The drafter in use; give it to another LLM with the same target to share the draft model's weights."""
+        """The drafter in use; give it to another LLM with the same target to share the draft model's weights.
+
+        Recorders that were put in by ``record`` are part of it.
+        """
         return self._drafter
 
     @property

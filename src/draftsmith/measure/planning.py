@@ -45,6 +45,10 @@ class Candidate:
     measured: float | None = None
     measured_auto: float | None = None
 
+    def __post_init__(self) -> None:
+        if (self.measured is None) != (self.measured_auto is None):
+            raise ValueError(f"both ways are measured, or none: {self}")
+
     @property
     def gain(self) -> float | None:
         """The speed-up measured of the way that is to be used, None if there is none."""
@@ -52,8 +56,11 @@ class Candidate:
 
     @property
     def use_auto(self) -> bool:
-        """Whether lengths are best chosen round by round."""
-        return self.measured is None or (self.measured_auto or 0.0) * AUTO_UNLESS >= self.measured
+        """Whether lengths are best chosen round by round: where that pays, or where a fixed length does not either."""
+        if self.measured is None or self.measured_auto is None:
+            return True
+        pays = self.measured_auto >= WORTHWHILE or self.measured < WORTHWHILE
+        return pays and self.measured_auto * AUTO_UNLESS >= self.measured
 
 
 @dataclass(frozen=True, slots=True)

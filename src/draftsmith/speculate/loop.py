@@ -141,7 +141,7 @@ def generate(
             if on_round:
                 elapsed, apart = time.perf_counter() - began, draft is proposed
                 on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, elapsed, apart))
-        elif session and begin_text(policy, unread=start):
+        elif session and begin_text(policy, unread=start, left=end - len(ids)):
             session.read(ids)  # the prompt, as part of prefill
         yield finished
         if finished.finish_reason:

@@ -89,14 +89,14 @@ class LengthPolicy(Protocol):
         ...
 
 
-def begin_text(policy: LengthPolicy, unread: int, left: int | None = None) -> bool:
+def begin_text(policy: LengthPolicy, unread: int, left: int, *, others_wait: bool = False) -> bool:
     """A text begins of which the drafter lacks ``unread`` tokens: is it to read them now, before it is asked to draft?
 
     Not where drafting is not expected to pay; then the policy knows what trying it later would cost. ``left``: how many
-    tokens may still be written, where the reading takes time from others and so has to be repaid by them.
+    tokens may still be written. ``others_wait`` for the reading, so that it has to be repaid by them.
     """
     policy.begin(0, left)
-    if policy.wants_more((), None) and (left is None or policy.repays(unread, left)):
+    if policy.wants_more((), None) and not (others_wait and not policy.repays(unread, left)):
         return True
     policy.begin(unread, left)
     return False

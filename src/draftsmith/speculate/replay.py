@@ -63,7 +63,7 @@ def replay(
     tokens = rounds = drafted = accepted = 0
     cost = 0.0
     for outcomes, start, length in _texts(trace):
-        place, unread = 0, 0 if begin_text(policy, start) else start
+        place, unread = 0, 0 if begin_text(policy, start, length) else start
         while place < length:
             draft, hits = _draft(outcomes, place, length, policy)
             k = len(draft.confidences)
