@@ -9,8 +9,8 @@ digit, and drafting that loses a hundredth shows. That the target reads prompts 
 beside them do: it is the same for both, but one prompt more or less before counting ends would weigh more than all
 drafts. ``--errors``: checks and drafts really cost so many times what the engine was told, which it has to find out
 from the seconds of its steps, as on a machine that has changed since it was measured. ``--verify``: v(1), v(2), ... of
-another machine, with ``--draft-step`` and ``--draft-read``; ``--told``: the v of which the engine is told instead. What
-Python takes is not in it; for that, see ``benchmarks.load``.
+another machine, with ``--draft-step``, ``--draft-start`` and ``--draft-read``; ``--told``: the v of which the engine is
+told instead. What Python takes is not in it; for that, see ``benchmarks.load``.
 """
 
 from __future__ import annotations
