@@ -238,6 +238,19 @@ def test_plain_rounds_of_long_ago_do_not_tell_how_fast_the_machine_is_now(one_mo
     assert live.draft_step == pytest.approx(STEPS.costs.draft_step)
 
 
+def test_only_many_rounds_are_held_against_what_was_measured_for_good() -> None:
+    live = LiveCosts(STEPS)
+    see(live, [(0, 3, 3), (3, 2, 1.5), (1, 2, 1.5)] * 30)
+    assert live.steps() == STEPS
+    see(live, [(0, 3, 3), (3, 6, 4.5), (1, 6, 4.5)] * 40)
+    told = live.steps()
+    assert told.plain_s == pytest.approx(3 * STEPS.plain_s)
+    assert told.costs.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
+    assert [told.costs.verify_cost(m) for m in (2, 4)] == pytest.approx(
+        [1.5 * STEPS.costs.verify_cost(m) for m in (2, 4)]
+    )
+
+
 def test_a_file_that_proved_wrong_is_written_anew(byte_tokenizer: Tokenizer, measuring: Measuring) -> None:
     known = calibrate(byte_tokenizer)
     see(known.live, [(0, 1, 1), (3, 1.1, 1.0)] * 40)

@@ -113,7 +113,6 @@ class LiveCosts:
         """What comes now may have another context, and another time of day."""
         self._plain.clear()
         self._any.clear()
-        self._since_draft = _WARM
         for factor in (self._drafts, self._pairs, self._rows):
             factor.forget()
         self._correct()
