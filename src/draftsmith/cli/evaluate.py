@@ -48,10 +48,7 @@ def eval_(
     temperatures: Annotated[
         str, typer.Option(metavar="T,T", help="acceptance: temperatures to answer the prompts at.")
     ] = "0,0.7,1",
-    format_temperature: Annotated[
-        float,
-        typer.Option(metavar="T", help="format: of the replies; above 0 with the usual top-k 50, top-p 0.95."),
-    ] = 0.0,
+    format_temperature: Annotated[float, typer.Option(metavar="T", help="format: of the replies; 0: greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of texts and of sampled replies.")] = 0,
     ray_workers: Annotated[
         int | None,
@@ -71,8 +68,6 @@ def eval_(
     """
     result.check()
     harness.check()
-    if not format_temperature >= 0:
-        raise UsageError(f"--format-temperature is {format_temperature}; give 0, which is greedy, or more")
     chosen = _chosen(tasks, text) if tasks or not harness.task else []
     if ray_workers is not None:
         _check_ray(ray_workers, chosen)
@@ -118,6 +113,10 @@ class _Asked:
     items: tuple[PromptItem, ...]
     max_new_tokens: int
     limit: int | None
+
+    def __post_init__(self) -> None:
+        if not self.format_temperature >= 0:
+            raise UsageError(f"--format-temperature is {self.format_temperature}; give 0, which is greedy, or more")
 
 
 @dataclass(frozen=True, slots=True)
