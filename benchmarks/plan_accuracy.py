@@ -10,6 +10,11 @@ others on the machine can only make it longer. And it is another machine a minut
 before each of the moments in which the plan times steps, some of the prompts are answered. The plan's prediction is
 compared with the replies of its turn, and what it tells to use (a length, auto, or no draft) with the best of the sweep
 over all turns; of the turns the medians count.
+The quickest of seven ways that differ by less than a measurement does is a matter of luck, and looks quicker than it
+is. So what a plan chose and every way nearly as quick as the best can go on alone: ``--finals`` more passes, each way
+once on every prompt, in turn. Of each reply the quicker half of the passes counts, by its mean: it varies two thirds as
+much as the median does. They say what is best, and what the choice loses to it, with a 95 % interval (bootstrap over
+passes).
 Each call does the turns that are still missing while its seconds last, and keeps every result in FOLDER, so that a long
 experiment can be made in short quiet windows. The aim: predictions within 8 % of the measured speed-up in 9 of 10
 combinations, choices within 3 % of the best.
@@ -25,8 +30,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
+
+import numpy as np
 
 from benchmarks.common import add_record_option, report, run_script, table
 from draftsmith.checkpoint.atomic import atomic_file
@@ -37,11 +44,14 @@ from draftsmith.measure import read_prompts, select_prompts
 from draftsmith.measure.conversation import forget_caches
 from draftsmith.measure.planning import make_plan
 from draftsmith.measure.prompts import PromptItem
+from draftsmith.measure.statistics import Interval
 from draftsmith.types import Message, SamplingParams
 
 __all__ = ["judge_turn", "main", "sweep", "verdict"]
 
 WITHIN, OF_BEST = 0.08, 0.03
+_RESAMPLES = 500
+NEARLY = 0.08  # of the sweep's best: the ways that stay for the finals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", default="1,2,3,4,6,8", help="draft lengths of the sweep")
     parser.add_argument("--turns", type=int, default=3, help="plans, each with its own pass over the prompts")
     parser.add_argument("--repeats", type=int, default=3, help="of every reply in a pass, of which the quickest counts")
+    parser.add_argument("--finals", type=int, default=0, help="passes of the best ways alone, after all turns")
     parser.add_argument("--seconds", type=float, default=160.0, help="begin no turn after so many")
     parser.add_argument("--summary", action="store_true")
     add_record_option(parser)
@@ -79,10 +90,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         _turn(args, items, known)
         longest = max(longest, time.monotonic() - started)
-        with atomic_file(path) as written:
-            written.write((json.dumps(known, indent=1) + "\n").encode())
+        _keep(path, known)
+    if len(known.setdefault("finals", [])) < args.finals:
+        known["finals"] += _finals(args, items, known)
+        _keep(path, known)
     print(f"{path.stem}: complete")
     return 0
+
+
+def _keep(path: Path, known: Mapping[str, Any]) -> None:
+    with atomic_file(path) as written:
+        written.write((json.dumps(known, indent=1) + "\n").encode())
 
 
 def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> None:
@@ -129,12 +147,7 @@ def _pass(
 
     Who begins moves on all the time. Before all others the first prompt is answered once, to warm up.
     """
-    target = LLM(args.target, "none")
-    drafter = load_drafter(args.candidate, target.target, EngineOptions())
-    if drafter is None:
-        raise UsageError(f"the candidate is {args.candidate}; name a drafter")
-    ways = {"0": target, "auto": LLM(target.target, args.candidate)}
-    ways |= {k: LLM(target.target, drafter.drafter, num_draft_tokens=int(k)) for k in args.lengths.split(",")}
+    ways = _ways(args, args.lengths.split(","))
     answers |= {k: {} for k in ways}
     _in_turn(ways, items[0], sampling, 0)
     yield
@@ -143,6 +156,28 @@ def _pass(
         for k in ways:
             answers[k][item.id] = (min(one[k][0] for one in spent), spent[0][k][1])
         yield
+
+
+def _finals(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> list[dict[str, Any]]:
+    """The passes that are missing of those in which only contenders answer, every prompt once. See ``_pass``."""
+    sampling = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
+    ways = _ways(args, [k for k in args.lengths.split(",") if k in contenders(known)])
+    _in_turn(ways, items[0], sampling, 0)
+    passes = []
+    for number in range(len(known["finals"]), args.finals):
+        spent = {item.id: _in_turn(ways, item, sampling, place + number) for place, item in enumerate(items)}
+        passes.append({k: {name: one[k] for name, one in spent.items()} for k in ways})
+    return passes
+
+
+def _ways(args: argparse.Namespace, lengths: Sequence[str]) -> dict[str, LLM]:
+    """Plain ("0"), auto and some draft lengths, all with one target and one drafter."""
+    target = LLM(args.target, "none")
+    drafter = load_drafter(args.candidate, target.target, EngineOptions())
+    if drafter is None:
+        raise UsageError(f"the candidate is {args.candidate}; name a drafter")
+    ways = {"0": target, "auto": LLM(target.target, args.candidate)}
+    return ways | {k: LLM(target.target, drafter.drafter, num_draft_tokens=int(k)) for k in lengths}
 
 
 def _in_turn(
@@ -174,22 +209,59 @@ def sweep(passes: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict
     return {k: rate(k) / rate("0") for k in passes[0]}
 
 
+def contenders(known: Mapping[str, Any]) -> set[str]:
+    """What the plans chose, and the ways that the sweep found nearly as quick as its best."""
+    swept = sweep(known["passes"])
+    chosen = {_choice(plan, swept) for plan in known["plans"]}
+    return chosen | {way for way, gain in swept.items() if gain >= (1 - NEARLY) * max(swept.values())}
+
+
+def _length(plan: Mapping[str, Any], swept: Mapping[str, float]) -> str:
+    predicted: Mapping[str, float] = plan["predicted"]
+    return max((k for k in predicted if k in swept), key=lambda k: predicted[k])
+
+
+def _choice(plan: Mapping[str, Any], swept: Mapping[str, float]) -> str:
+    return _length(plan, swept) if plan["choice"] == "k" else str(plan["choice"])
+
+
+def settle(finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, float]:
+    """As ``sweep``, of the finals: the quicker half of the passes counts, reply by reply."""
+
+    def seconds(k: str, name: str) -> float:
+        return fmean(sorted(one[k][name][0] for one in finals)[: (len(finals) + 1) // 2])
+
+    def rate(k: str) -> float:
+        return sum(tokens for _, tokens in finals[0][k].values()) / sum(seconds(k, name) for name in finals[0][k])
+
+    return {k: rate(k) / rate("0") for k in finals[0]}
+
+
+def lost_interval(finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], choice: str) -> Interval:
+    """What ``choice`` loses to the best: 95 % interval, resampling the passes."""
+    picks = np.random.default_rng(0).integers(0, len(finals), (_RESAMPLES, len(finals)))
+    found = (settle([finals[i] for i in pick]) for pick in picks)
+    lost = [1 - settled[choice] / max(settled.values()) for settled in found]
+    low, high = np.quantile(lost, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def judge_turn(
-    plan: Mapping[str, Any], its_pass: Mapping[str, Any], swept: Mapping[str, float]
+    plan: Mapping[str, Any], its_pass: Mapping[str, Any], swept: Mapping[str, float], settled: Mapping[str, float]
 ) -> tuple[dict[str, Any], float, float]:
     """What one plan said and gave; its error, by the pass of its turn; and what its choice loses to the best.
 
     ``told``: the speed-up that the plan measured of its choice and tells to expect; ``given``: that of the pass.
 
     ``swept``: the speed-up of every way over all passes. Not to draft at all is a choice too, worth 1.
+    ``settled``: the same, of the finals, if there were any.
     """
-    k = max((k for k in plan["predicted"] if k in swept), key=lambda k: plan["predicted"][k])
-    choice = k if plan["choice"] == "k" else plan["choice"]
+    k, choice = _length(plan, swept), _choice(plan, swept)
     measured = sweep([its_pass])[k]
     told = {"0": 1.0, "auto": plan.get("measured_auto")}.get(choice, plan.get("measured"))
     said = {"k": int(k), "predicted": plan["predicted"][k], "measured": measured}
     said |= {"choice": choice, "told": told, "given": sweep([its_pass])[choice]}
-    return said, plan["predicted"][k] / measured - 1, 1 - swept[choice] / max(swept.values())
+    return said, plan["predicted"][k] / measured - 1, 1 - settled[choice] / max(settled.values())
 
 
 def verdict(known: dict[str, Any]) -> dict[str, Any] | None:
@@ -197,12 +269,16 @@ def verdict(known: dict[str, Any]) -> dict[str, Any] | None:
     if not known["plans"] or not known["passes"]:
         return None
     swept = sweep(known["passes"])
-    turns = [judge_turn(plan, its, swept) for plan, its in zip(known["plans"], known["passes"], strict=False)]
+    finals = known.get("finals")
+    settled = settle(finals) if finals else swept
+    pairs = zip(known["plans"], known["passes"], strict=False)
+    turns = [judge_turn(plan, its, swept, settled) for plan, its in pairs]
     error, lost = median(abs(error) for _, error, _ in turns), median(lost for *_, lost in turns)
-    best = max(swept, key=lambda way: swept[way])
+    best = max(settled, key=lambda way: settled[way])
     return {
         "combination": known["combination"], "turns": [said for said, *_ in turns], "error": error,
-        "best": best, "best_speedup": swept[best], "auto": swept["auto"],
+        "best": best, "best_speedup": settled[best], "auto": settled["auto"], "finals": len(finals or ()),
+        "speedups": settled, "lost_ci95": lost_interval(finals, turns[0][0]["choice"]) if finals else None,
         "lost": lost, "good": error <= WITHIN, "chosen_well": lost <= OF_BEST,
     }  # fmt: skip
 
@@ -220,7 +296,7 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
             "; ".join(f"{t['choice']}: {t['told']:.2f} / {t['given']:.2f}" for t in f["turns"] if t["told"]),
             f"{f['best_speedup']:.2f} ({f['best']})",
             f["auto"],
-            f"{f['lost']:.1%}",
+            f"{f['lost']:.1%}" + (" [{:.1%}, {:.1%}]".format(*f["lost_ci95"]) if f["lost_ci95"] else ""),
         )
         for f in judged
     ]

@@ -136,7 +136,13 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     [combination] = found["combinations"]
     assert combination["combination"] == "tiny--lookup--built-in"
-    assert len(combination["turns"]) == 2
+    assert (len(combination["turns"]), combination["finals"]) == (2, 0)
+    for finals in (1, 3):
+        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--turns", "2", "--finals", str(finals)]) == 0
+        [kept] = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+        assert len(kept["finals"]) == finals
+        assert len(kept["passes"]) == 2
+        assert set(kept["finals"][-1]) == {"0", "auto"} | (plan_accuracy.contenders(kept) & {"1", "2"})
 
 
 def test_prompts_are_answered_between_the_moments_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,6 +201,25 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     assert judged("k") == ("2", 1 - 2 / 2.05, True, True)
     assert judged("auto") == ("auto", 1 - 1.9 / 2.05, True, False)
     assert judged("0", low=0.7, high=0.9) == ("0", 1 - 1 / 2.05, False, False)
+    # Finals say what is best: the 4 was lucky. Of three passes the two quicker ones of each way count.
+    times = {"0": (1.0, 1.0, 7.0), "2": (0.5, 0.5, 9.0), "4": (0.6, 0.7, 0.6), "auto": (0.54, 0.56, 0.56)}
+    known["finals"] = [{k: {"x": (spent[i], 10)} for k, spent in times.items()} for i in range(3)]
+    known["plans"] = [{"choice": "auto", "predicted": {"2": 2.0}, "measured": 1.8, "measured_auto": 1.7}]
+    found = plan_accuracy.verdict(known)
+    assert found is not None
+    assert (found["best"], found["lost"]) == ("2", pytest.approx(1 - 0.5 / 0.55))
+    assert found["error"] == pytest.approx(0.0)
+    assert found["speedups"] == pytest.approx({"0": 1.0, "2": 2.0, "4": 1 / 0.6, "auto": 1 / 0.55})
+    low, high = found["lost_ci95"]
+    assert low <= found["lost"] <= high
+    known["finals"] = known["finals"][:1]  # as if each pass were the same
+    found = plan_accuracy.verdict(known)
+    assert found is not None
+    assert found["lost_ci95"] == pytest.approx((1 - 0.5 / 0.54,) * 2)
+    del known["finals"]
+    # Who goes on: what a plan chose (k = 1 here), and what is within 8 % of 2.05 (auto with 1.9, but not 1.5).
+    known["plans"] = [{"choice": "k", "predicted": {"1": 3.0, "2": 2.0}}]
+    assert plan_accuracy.contenders(known) == {"1", "2", "4", "auto"}
     # Each prediction beside its own pass: 2.0, 0.5 and 4.0 at k = 2. Too low does not make up for too high.
     known["plans"] = [{"choice": "k", "predicted": {"2": high}} for high in (1.0, 0.51, 5.0)]
     found = plan_accuracy.verdict(known)

@@ -218,7 +218,7 @@ def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPat
     assert plan.best is plan.candidates[0]
 
 
-@pytest.mark.parametrize(("decode_s", "repeats"), [(0.1, 3), (1.0, 3), (3.0, 2), (60.0, 1)])
+@pytest.mark.parametrize(("decode_s", "repeats"), [(0.1, 8), (1.25, 8), (3.0, 3), (60.0, 1)])
 def test_slow_replies_are_measured_less_often(monkeypatch: pytest.MonkeyPatch, decode_s: float, repeats: int) -> None:
     """Two prompts, so that what plain replies take in all is twice as much."""
     replies = [PlainReply((97,), (97, 98), GREEDY, decode_s)] * 2
@@ -237,13 +237,24 @@ def test_slow_replies_are_measured_less_often(monkeypatch: pytest.MonkeyPatch, d
     assert asked == [repeats]
 
 
+@pytest.mark.parametrize("low", [0.99, 1.01])
+def test_chance_does_not_choose_a_fixed_length(monkeypatch: pytest.MonkeyPatch, low: float) -> None:
+    """It is compared with auto itself, prompt by prompt: both are far from plain, and may be near each other."""
+    plain, auto = SimpleNamespace(), SimpleNamespace(ratio=lambda _: (1.5, (1.4, 1.6)))
+    fixed = SimpleNamespace(ratio=lambda other: (1.6, (1.4, 1.8)) if other is plain else (1.07, (low, 1.2)))
+    monkeypatch.setattr(planning, "forecast", lambda *_: Forecast(4, 2.0, (2.0, 2.0), 0.8, 2.4, {4: 2.0}, 0.9))
+    monkeypatch.setattr(planning, "run_contest", lambda *_, **__: SimpleNamespace(sides=(plain, fixed, auto)))
+    [found] = make_plan(LLM(fake_target(), "none"), ["lookup"], ITEMS, GREEDY).candidates
+    assert (found.measured, found.measured_auto, found.use_auto) == (1.6, 1.5, low <= 1)
+
+
 def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     target = LLM(fake_target(), "none")
     plan = make_plan(target, ["lookup"], ITEMS, GREEDY)
     [candidate], sure = plan.candidates, Forecast(3, 1.4, (1.3, 1.5), 0.8, 2.4, {3: 1.4}, 0.9)
 
-    def advice(measured: float | None, auto: float | None) -> str:
-        found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto)
+    def advice(measured: float | None, auto: float | None, *, clearly: bool = True) -> str:
+        found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto, clearly=clearly)
         value = plan_json(replace(plan, candidates=(found,), replies=4, tokens=200), {})
         assert value["recommendation"]["measured_speedup_auto"] == auto
         return str(value["recommendation"]["advice"])
@@ -254,6 +265,7 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
     assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
     assert advice(1.53, 1.5) == f"{auto} {fixed} 1.53x."
+    assert advice(1.7, 1.5, clearly=False) == f"{auto} {fixed} 1.70x."
     assert advice(1.03, 1.01) == f"Use lookup: expect {fixed} 1.03x. With lengths chosen round by round (auto): 1.01x."
     none = "Do not draft: the best candidate, lookup, does not pay"
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."

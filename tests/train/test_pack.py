@@ -17,11 +17,12 @@ from draftsmith.model.native import NativeModel
 from draftsmith.model.protocol import TokenRun
 from draftsmith.speculate import PrunedModel
 from draftsmith.train.models import Learner, load_learner
-from draftsmith.train.pack import DRAFT_FILE, pack_draft
-from draftsmith.train.schema import PackStage
+from draftsmith.train.pack import DRAFT_FILE, pack_draft, unpack_draft
+from draftsmith.train.schema import InitStage, PackStage
 from draftsmith.types import SamplingParams
 from tests.support.fakes import EOS
 from tests.support.tiny import tiny_folder
+from tests.support.tiny_models import write_llama_gguf
 
 STAGE = PackStage(name="pack", kind="pack", blocks="F16", vocabulary_blocks="F16")
 KEPT = [EOS, *range(97, 123), 32, 46]
@@ -141,6 +142,49 @@ def test_there_is_no_shipped_draft_for_any_model(target: LLM) -> None:
 def test_a_model_with_its_whole_vocabulary_is_not_packed(learner: Learner, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"stage\.pack: the model has its whole vocabulary"):
         pack_draft(STAGE, replace(learner, kept_ids=None), tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_packed_draft_can_be_taken_further(learner: Learner, tmp_path: Path, tied: bool) -> None:
+    """As a model with all rows, which packs to the same file again, byte for byte."""
+    packed = replace(learner, config=replace(learner.config, tie_embeddings=tied))
+    report = pack_draft(STAGE, packed, tmp_path)
+    parent = replace(learner, kept_ids=None)
+    again, recorded = unpack_draft(_from("draft.gguf"), str(tmp_path / DRAFT_FILE), parent)
+    assert recorded["packed"]["sha256"] == open_checkpoint(tmp_path / DRAFT_FILE).sha256()
+    assert again.config.vocab_size == learner.config.vocab_size
+    (tmp_path / "again").mkdir()
+    assert pack_draft(STAGE, again, tmp_path / "again") == report
+    first, second = (path.read_bytes() for path in (tmp_path / DRAFT_FILE, tmp_path / "again" / DRAFT_FILE))
+    assert first == second
+    ids = torch.tensor([[104, 65, 108, 7]])  # 65 and 7 are read as the ids most like them
+    checkpoint = open_checkpoint(tmp_path / DRAFT_FILE)
+    vocabulary = DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, tmp_path / DRAFT_FILE)
+    assert vocabulary is not None
+    model = PrunedModel(NativeModel.load(checkpoint, threads=1), vocabulary)
+    [expected] = model.forward([TokenRun(model.new_cache(), ids[0].tolist(), num_logits=4)])
+    with torch.no_grad():
+        logits = again.model(ids).logits[0].numpy()
+    np.testing.assert_allclose(logits[:, KEPT], expected[:, KEPT], atol=0.05)  # half precision in the engine
+
+
+def _from(packed: str, **others: object) -> InitStage:
+    return InitStage(name="begin", kind="init", model="tiny", packed=packed, **others)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_taken_further_is_told(learner: Learner, draft: Path, tmp_path: Path) -> None:
+    whole = str(write_llama_gguf(tmp_path / "whole.gguf"))
+    other = load_learner(str(tiny_folder(tmp_path / "other", swap=True)))
+    with pytest.raises(UsageError, match=r"stage\.begin has both packed and num_layers"):
+        unpack_draft(_from(str(draft), num_layers=1), str(draft), learner)
+    with pytest.raises(UsageError, match=r"packed is embedded, but no draft is shipped for tiny"):
+        unpack_draft(_from("embedded"), "embedded", learner)
+    with pytest.raises(UsageError, match="has a whole vocabulary; give it as model"):
+        unpack_draft(_from(whole), whole, learner)
+    with pytest.raises(TokenizerError, match="was made for another vocabulary than tiny's"):
+        unpack_draft(_from(str(draft)), str(draft), other)
+    with pytest.raises(CheckpointError, match="there is no"):
+        unpack_draft(_from("no.gguf"), str(tmp_path / "no.gguf"), learner)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,19 @@ steps = 2
 [stage.pack]
 title = "Tiny draft"
 blocks = "Q8_0"
+[stage.again]
+kind = "init"
+model = "tiny"
+packed = "out/pack/draft.gguf"
+[stage.further]
+kind = "distill"
+data = "stage:replies"
+eval_data = "stage:replies/heldout"
+acceptance_target = "data"
+loss = "tv"
+max_length = 256
+batch_tokens = 256
+steps = 2
 """
 
 
@@ -105,7 +118,7 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "r.toml", "--json"]) == 0
     said = capsys.readouterr()
     stages = json.loads(said.out)["stages"]
-    assert list(stages) == ["extend", "sft", "dpo", "replies", "init", "distill", "online", "pack"]
+    assert list(stages) == ["extend", "sft", "dpo", "replies", "init", "distill", "online", "pack", "again", "further"]
     assert "sft: step 3 of 3 · loss" in said.err
     assert "accepted length" in said.err
     assert {"eval_loss", "eval_acceptance", "eval_greedy_match"} <= stages["sft"]["metrics"].keys()

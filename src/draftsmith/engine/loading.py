@@ -153,7 +153,7 @@ def load_drafter(
 
 def known_drafters(target: LoadedModel) -> list[str]:
     """What can draft for ``target`` without another file, as in ``--draft``; ``auto`` takes the first."""
-    shipped = embedded_draft(target.name, target.model, target.tokenizer)
+    shipped = embedded_draft(target.name, target.model.vocab_size, target.tokenizer)
     return ["lookup", "suffix"] if shipped is None else [f"{EMBEDDED}+lookup", EMBEDDED, "lookup", "suffix"]
 
 

@@ -21,13 +21,13 @@ _FOLDER = "drafts"  # of the package: a folder for each alias that a draft is sh
 _FILE = "draft.gguf"
 
 
-def embedded_draft(target_name: str, model: Model, tokenizer: Tokenizer) -> Path | None:
+def embedded_draft(target_name: str, vocab_size: int, tokenizer: Tokenizer) -> Path | None:
     """The shipped draft for a target: made for the alias ``target_name``, or for a model with the same vocabulary."""
     for alias, path in shipped_drafts().items():
         if target_name == alias:
             return path
         vocabulary = _vocabulary_of(path)
-        same_size = vocabulary is not None and len(vocabulary.rows) == model.vocab_size
+        same_size = vocabulary is not None and len(vocabulary.rows) == vocab_size
         if vocabulary is not None and same_size and vocabulary.fingerprint == tokenizer.fingerprint():
             return path
     return None
@@ -51,7 +51,7 @@ def pruned_drafter(
     from draftsmith.model.native import NativeModel
 
     embedded = reference == EMBEDDED
-    path = embedded_draft(target_name, target, tokenizer) if embedded else _local_file(reference)
+    path = embedded_draft(target_name, target.vocab_size, tokenizer) if embedded else _local_file(reference)
     if path is None and embedded:
         raise UsageError(
             f"no draft for {target_name} is shipped with draftsmith; there is one for {', '.join(ALIASES)}, so choose "

@@ -25,7 +25,7 @@ __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
 # by round gains more than any forecast of a fixed one can tell, and most where a drafter has two kinds of tokens.
 MEASURED, NEAR = 3, 0.85
 MEASURED_PROMPTS = 16  # of all categories in turn
-MOST_REPEATS, ENOUGH_S = 3, 10.0  # of each of them: fewer when the plain replies take more than so many seconds in all
+MOST_REPEATS, ENOUGH_S = 8, 20.0  # of each of them: fewer when the plain replies take more than so many seconds in all
 AUTO_UNLESS = 1.02  # how much faster a fixed length has to be to be told: it cannot follow other texts and machines
 FEW_REPLIES, FEW_TOKENS = 4, 200  # with fewer of either, chance and single disturbances weigh more than the drafter
 
@@ -35,7 +35,8 @@ class Candidate:
     """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost.
 
     ``measured``: its speed-up as measured at its best fixed length; ``measured_auto``: with lengths chosen round by
-    round. None: not worth measuring.
+    round; ``clearly``: whether the 95 % interval of the first over the second (over prompts) lies above 1. None: not
+    worth measuring.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Candidate:
     half_cost_speedup: float
     measured: float | None = None
     measured_auto: float | None = None
+    clearly: bool = True
 
     def __post_init__(self) -> None:
         if (self.measured is None) != (self.measured_auto is None):
@@ -56,11 +58,15 @@ class Candidate:
 
     @property
     def use_auto(self) -> bool:
-        """Whether lengths are best chosen round by round: where that pays, or where a fixed length does not either."""
+        """Whether lengths are best chosen round by round: where that pays, or where a fixed length does not either.
+
+        A fixed length has to be faster by more than chance. Lengths that are chosen lose little to the best fixed one
+        anywhere, so where measuring cannot tell the two apart they are the better bet.
+        """
         if self.measured is None or self.measured_auto is None:
             return True
         pays = self.measured_auto >= WORTHWHILE or self.measured < WORTHWHILE
-        return pays and self.measured_auto * AUTO_UNLESS >= self.measured
+        return pays and (self.measured_auto * AUTO_UNLESS >= self.measured or not self.clearly)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +166,10 @@ def _measured(
     auto = LLM(target.target, name, **{**options, "num_draft_tokens": "auto"})
     fixed = LLM(target.target, auto.drafter, **{**options, "num_draft_tokens": k})
     ways = [LocalSide("plain", target), LocalSide("fixed", fixed), LocalSide("auto", auto)]
-    plain, *drafted = run_contest(ways, items, sampling, repeats=repeats, report=report).sides
-    measured, measured_auto = (side.ratio(plain)[0] for side in drafted)
-    return replace(candidate, measured=measured, measured_auto=measured_auto)
+    plain, best, chosen = run_contest(ways, items, sampling, repeats=repeats, report=report).sides
+    (measured, _), (measured_auto, _) = best.ratio(plain), chosen.ratio(plain)
+    _, (low, _) = best.ratio(chosen)
+    return replace(candidate, measured=measured, measured_auto=measured_auto, clearly=low > 1)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
