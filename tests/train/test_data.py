@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import draftsmith.train.prepare as preparing
 from draftsmith.errors import UsageError
 from draftsmith.text import AlpacaFormat, Tokenizer, choose_format
 from draftsmith.train.audit import spans, summarise
@@ -191,6 +193,16 @@ def test_bad_rows_can_be_skipped_on_purpose(tmp_path: Path) -> None:
     told: list[str] = []
     store = prepare(plan(path, byte_tokenizer(), bad_rows="skip"), tmp_path / "store", told.append)
     assert (len(store), len(told), store.report) == (1, 1, {"rows": 2, "bad_rows": 1, "too_long": 0})
+
+
+def test_slow_reading_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "abc"}\n' * 5)
+    now = iter(range(0, 1000, 4))  # four seconds a row
+    monkeypatch.setattr(preparing, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    told: list[str] = []
+    size = prepare(plan(path, byte_tokenizer()), tmp_path / "store", told.append).lengths[0]
+    assert told == [f"reading data: 3 rows, {3 * size} tokens"]
 
 
 def test_all_kinds_of_files_give_the_same_documents(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,30 @@ def test_a_target_that_says_nothing_is_told(llm: LLM, tmp_path: Path) -> None:
 
     with pytest.raises(DraftsmithError, match="wrote no reply to any prompt"):
         write_replies(Silent(llm, 5), STAGE, prompts("hi"), tmp_path, lambda _: None)
+
+
+PARENT = """
+import os, time
+from draftsmith.train.replies import pool_of
+
+if __name__ == "__main__":
+    pool = pool_of(1)
+    pool.submit(os.getpid).result()
+    pool.submit(time.sleep, 120)
+    print("busy", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_no_process_writes_on_when_its_parent_was_killed(tmp_path: Path) -> None:
+    """Both have the same standard output, which ends when the last of them has ended."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"busy\n"
+        parent.kill()
+        assert parent.communicate(timeout=60)[0] == b""
 
 
 def test_processes_write_what_one_would(llm: LLM, tmp_path: Path) -> None:

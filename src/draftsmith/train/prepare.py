@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = ["DataPlan", "Tell", "documents_of", "prepare"]
 Tell = Callable[[str], None]
 """Takes one line for people."""
 
+TOLD_EVERY_S = 10.0  # how far reading is, where it takes long
 MAX_TOLD = 50  # problems told one by one; the rest are counted
 
 
@@ -62,7 +64,8 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
     place = folder / plan.key()[:16]
     if (place / "meta.json").is_file():
         return TokenStore(place)
-    problems, skipped, rows = 0, 0, 0
+    problems, skipped, rows, tokens = 0, 0, 0, 0
+    told = time.monotonic()
     with StoreWriter(place, plan.group) as writer:
         for found in documents_of(plan):
             rows += 1
@@ -76,6 +79,10 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
             for documents in found:
                 for document in documents:
                     writer.add(document)
+                    tokens += document.ids.size
+            if time.monotonic() - told > TOLD_EVERY_S:
+                tell(f"reading data: {rows} rows, {tokens:,} tokens")
+                told = time.monotonic()
         what = f"{problems} of {rows} rows cannot be used"
         if problems and plan.bad_rows == "stop":
             raise UsageError(f'{what}, and nothing was trained; mend or remove the rows, or set bad_rows = "skip"')

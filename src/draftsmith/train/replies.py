@@ -8,6 +8,8 @@ interruptions nor on the number of processes: finished parts are kept, and only 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ __all__ = [
     "load_writer",
     "packed_replies",
     "parts_of",
+    "pool_of",
     "result_of",
     "write_replies",
     "write_replies_together",
@@ -119,8 +122,7 @@ def write_replies_together(
     """``write_replies`` by ``stage.processes`` processes, each with an engine of its own."""
     parts = parts_of(prompts, stage)
     missing = [part for part in parts if not part.is_in(folder)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(stage.processes, mp_context=context) as pool:
+    with pool_of(stage.processes) as pool:
         shares = [missing[rank :: stage.processes] for rank in range(stage.processes)]
         running = {pool.submit(_write_share, model, stage, share, folder) for share in shares if share}
         while running:
@@ -129,6 +131,24 @@ def write_replies_together(
                 future.result()
             tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {count_jobs(parts)} prompts answered")
     return result_of(prompts, parts, folder)
+
+
+def pool_of(processes: int) -> ProcessPoolExecutor:
+    """Processes that end with this one, even where it is killed: they would write on alone, into the folder of whoever
+    goes on."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this is a process of a pool
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_share(model: str, stage: GenerateStage, parts: Sequence[Part], folder: Path) -> None:
