@@ -8,13 +8,12 @@ is made, and the prompts are answered plainly, at every draft length in turn, an
 (auto, which goes on with what it has learnt), ``--repeats`` times: of what a reply took, the shortest counts, for
 others on the machine can only make it longer. And it is another machine a minute later, so the two go on together:
 before each of the moments in which the plan times steps, some of the prompts are answered. The plan's prediction is
-compared with the replies of its turn, and what it tells to use (a length, auto, or no draft) with the best of the sweep
-over all turns; of the turns the medians count.
+compared with the replies of its turn, and what it tells to use (a length, auto, or no draft) with the best over all
+turns; of the turns the medians count.
 The quickest of seven ways that differ by less than a measurement does is a matter of luck, and looks quicker than it
 is. So what a plan chose and every way nearly as quick as the best can go on alone: ``--finals`` more passes, each way
-once on every prompt, in turn. Of each reply the quicker half of the passes counts, by its mean: it varies two thirds as
-much as the median does. They say what is best, and what the choice loses to it, with a 95 % interval (bootstrap over
-passes).
+once on every prompt, in turn. Of each reply the quicker half of the passes counts, by its mean, which varies less than
+the median. Then they say what is best, and what the choice loses to it, with a 95 % interval (bootstrap over passes).
 Each call does the turns that are still missing while its seconds last, and keeps every result in FOLDER, so that a long
 experiment can be made in short quiet windows. The aim: predictions within 8 % of the measured speed-up in 9 of 10
 combinations, choices within 3 % of the best.
@@ -47,10 +46,10 @@ from draftsmith.measure.prompts import PromptItem
 from draftsmith.measure.statistics import Interval
 from draftsmith.types import Message, SamplingParams
 
-__all__ = ["judge_turn", "main", "sweep", "verdict"]
+__all__ = ["contenders", "judge_turn", "lost_interval", "main", "settle", "sweep", "verdict"]
 
 WITHIN, OF_BEST = 0.08, 0.03
-_RESAMPLES = 500
+_RESAMPLES, _ENOUGH_PASSES = 500, 5  # for an interval
 NEARLY = 0.08  # of the sweep's best: the ways that stay for the finals
 
 
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=3, help="plans, each with its own pass over the prompts")
     parser.add_argument("--repeats", type=int, default=3, help="of every reply in a pass, of which the quickest counts")
     parser.add_argument("--finals", type=int, default=0, help="passes of the best ways alone, after all turns")
-    parser.add_argument("--seconds", type=float, default=160.0, help="begin no turn after so many")
+    parser.add_argument("--seconds", type=float, default=160.0, help="begin no turn and no pass after so many")
     parser.add_argument("--summary", action="store_true")
     add_record_option(parser)
     args = parser.parse_args(arguments)
@@ -82,17 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     file = None if args.prompts == "built-in" else Path(args.prompts)
     items = select_prompts(read_prompts(file), args.limit, args.per_category)
-    began, longest = time.monotonic(), 0.0
-    for turn in range(len(known["plans"]), args.turns):
-        if longest and time.monotonic() - began + longest > args.seconds:
-            print(f"{path.stem}: stopped before turn {turn + 1}; the same command goes on")
+    finals = known.setdefault("finals", [])
+    if finals and len(known["plans"]) < args.turns:
+        raise UsageError(f"{path} has finals already, which no turn can follow; give another folder")
+    work = [_turn] * (args.turns - len(known["plans"])) + [_final] * (args.finals - len(finals))
+    if work[:1] == [_final] and not known["plans"]:
+        raise UsageError("finals are of the best ways of a turn; give --turns")
+    began, longest = time.monotonic(), dict.fromkeys(work, 0.0)
+    entrants = _Entrants(args)
+    for do in work:
+        if longest[do] and time.monotonic() - began + longest[do] > args.seconds:
+            what = f"turn {len(known['plans']) + 1}" if do is _turn else f"final {len(finals) + 1}"
+            print(f"{path.stem}: stopped before {what}; the same command goes on")
             return 0
         started = time.monotonic()
-        _turn(args, items, known)
-        longest = max(longest, time.monotonic() - started)
-        _keep(path, known)
-    if len(known.setdefault("finals", [])) < args.finals:
-        known["finals"] += _finals(args, items, known)
+        do(args, items, known, entrants)
+        longest[do] = max(longest[do], time.monotonic() - started)
         _keep(path, known)
     print(f"{path.stem}: complete")
     return 0
@@ -103,8 +107,25 @@ def _keep(path: Path, known: Mapping[str, Any]) -> None:
         written.write((json.dumps(known, indent=1) + "\n").encode())
 
 
-def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> None:
+class _Entrants:
+    """Who answers in the finals, opened and warmed up by the first of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._ways: dict[str, LLM] = {}
+
+    def of(self, known: Mapping[str, Any], item: PromptItem, sampling: SamplingParams) -> dict[str, LLM]:
+        """Plain, auto, and the draft lengths among the contenders, the same in all finals of a combination."""
+        if not self._ways:
+            named = known["finals"][0] if known["finals"] else contenders(known)
+            self._ways = _ways(self._args, sorted((k for k in named if k not in ("0", "auto")), key=int))
+            _in_turn(self._ways, item, sampling, 0)
+        return self._ways
+
+
+def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any], entrants: _Entrants) -> None:
     """A plan, and a pass over the prompts in between; both are written into ``known``."""
+    del entrants
     sampling = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
     answers: dict[str, dict[str, tuple[float, int]]] = {}
     answering = _pass(args, items, sampling, len(known["passes"]), answers)
@@ -158,16 +179,12 @@ def _pass(
         yield
 
 
-def _finals(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> list[dict[str, Any]]:
-    """The passes that are missing of those in which only contenders answer, every prompt once. See ``_pass``."""
-    sampling = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
-    ways = _ways(args, [k for k in args.lengths.split(",") if k in contenders(known)])
-    _in_turn(ways, items[0], sampling, 0)
-    passes = []
-    for number in range(len(known["finals"]), args.finals):
-        spent = {item.id: _in_turn(ways, item, sampling, place + number) for place, item in enumerate(items)}
-        passes.append({k: {name: one[k] for name, one in spent.items()} for k in ways})
-    return passes
+def _final(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any], entrants: _Entrants) -> None:
+    """One more pass, in which every prompt is answered once, into ``known``."""
+    sampling, number = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True), len(known["finals"])
+    ways = entrants.of(known, items[0], sampling)
+    spent = {item.id: _in_turn(ways, item, sampling, place + number) for place, item in enumerate(items)}
+    known["finals"].append({k: {name: one[k] for name, one in spent.items()} for k in ways})
 
 
 def _ways(args: argparse.Namespace, lengths: Sequence[str]) -> dict[str, LLM]:
@@ -237,11 +254,17 @@ def settle(finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dic
     return {k: rate(k) / rate("0") for k in finals[0]}
 
 
-def lost_interval(finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], choice: str) -> Interval:
-    """What ``choice`` loses to the best: 95 % interval, resampling the passes."""
+def lost_interval(
+    finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], choices: Sequence[str]
+) -> Interval | None:
+    """What ``choices`` lose to the best, by the median: 95 % interval, resampling the passes; None if they are few."""
+    if len(finals) < _ENOUGH_PASSES:
+        return None
     picks = np.random.default_rng(0).integers(0, len(finals), (_RESAMPLES, len(finals)))
-    found = (settle([finals[i] for i in pick]) for pick in picks)
-    lost = [1 - settled[choice] / max(settled.values()) for settled in found]
+    lost = []
+    for pick in picks:
+        settled = settle([finals[i] for i in pick])
+        lost.append(median(1 - settled[choice] / max(settled.values()) for choice in choices))
     low, high = np.quantile(lost, [0.025, 0.975])
     return float(low), float(high)
 
@@ -278,7 +301,7 @@ def verdict(known: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "combination": known["combination"], "turns": [said for said, *_ in turns], "error": error,
         "best": best, "best_speedup": settled[best], "auto": settled["auto"], "finals": len(finals or ()),
-        "speedups": settled, "lost_ci95": lost_interval(finals, turns[0][0]["choice"]) if finals else None,
+        "speedups": settled, "lost_ci95": lost_interval(finals or (), [said["choice"] for said, *_ in turns]),
         "lost": lost, "good": error <= WITHIN, "chosen_well": lost <= OF_BEST,
     }  # fmt: skip
 
@@ -297,12 +320,13 @@ def _tell(all_known: Sequence[dict[str, Any]], args: argparse.Namespace) -> int:
             f"{f['best_speedup']:.2f} ({f['best']})",
             f["auto"],
             f"{f['lost']:.1%}" + (" [{:.1%}, {:.1%}]".format(*f["lost_ci95"]) if f["lost_ci95"] else ""),
+            f["finals"],
         )
         for f in judged
     ]
     good, well = sum(f["good"] for f in judged), sum(f["chosen_well"] for f in judged)
     told = f"Within {WITHIN:.0%}: {good} of {len(judged)}; choice within {OF_BEST:.0%} of the best: {well}."
-    header = ("combination", "predicted / measured", "error", "use: told / given", "best of the sweep", "auto", "lost")
+    header = ("combination", "predicted / measured", "error", "use: told / given", "best", "auto", "lost", "finals")
     result = {"within": good, "chosen_well": well, "combinations": judged}
     report("Predictions of plan", [table(header, rows), told], result, args.record)
     return 0

@@ -137,12 +137,22 @@ def test_the_accuracy_of_plan_is_measured_in_pieces(capsys: pytest.CaptureFixtur
     [combination] = found["combinations"]
     assert combination["combination"] == "tiny--lookup--built-in"
     assert (len(combination["turns"]), combination["finals"]) == (2, 0)
-    for finals in (1, 3):
-        assert plan_accuracy.main([*arguments, "--lengths", "1,2", "--turns", "2", "--finals", str(finals)]) == 0
-        [kept] = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-        assert len(kept["finals"]) == finals
-        assert len(kept["passes"]) == 2
-        assert set(kept["finals"][-1]) == {"0", "auto"} | (plan_accuracy.contenders(kept) & {"1", "2"})
+    del combination
+    more = [*arguments, "--lengths", "1,2", "--turns", "2", "--finals", "2", "--seconds"]
+    assert plan_accuracy.main([*more, "0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("stopped before final 2; the same command goes on")
+    assert plan_accuracy.main([*more, "99"]) == 0
+    [kept] = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    assert [set(one) for one in kept["finals"]] == [{"0", "auto"} | (plan_accuracy.contenders(kept) & {"1", "2"})] * 2
+    assert len(kept["passes"]) == 2
+    capsys.readouterr()
+    assert plan_accuracy.main([str(folder), "--summary"]) == 0
+    [combination] = json.loads(capsys.readouterr().out.splitlines()[-1])["combinations"]
+    assert (combination["finals"], combination["lost_ci95"]) == (2, None)
+    with pytest.raises(UsageError, match="has finals already, which no turn can follow"):
+        plan_accuracy.main([*arguments, "--turns", "3"])
+    with pytest.raises(UsageError, match="finals are of the best ways of a turn"):
+        plan_accuracy.main([str(tmp_path / "new"), *arguments[1:], "--turns", "0", "--finals", "1"])
 
 
 def test_prompts_are_answered_between_the_moments_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -210,12 +220,10 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     assert (found["best"], found["lost"]) == ("2", pytest.approx(1 - 0.5 / 0.55))
     assert found["error"] == pytest.approx(0.0)
     assert found["speedups"] == pytest.approx({"0": 1.0, "2": 2.0, "4": 1 / 0.6, "auto": 1 / 0.55})
-    low, high = found["lost_ci95"]
-    assert low <= found["lost"] <= high
-    known["finals"] = known["finals"][:1]  # as if each pass were the same
-    found = plan_accuracy.verdict(known)
-    assert found is not None
-    assert found["lost_ci95"] == pytest.approx((1 - 0.5 / 0.54,) * 2)
+    assert found["lost_ci95"] is None  # of three passes
+    assert plan_accuracy.lost_interval(passes[:1] * 5, ["2", "auto", "1"]) == pytest.approx((1 - 1.9 / 2.05,) * 2)
+    # The best is worth 2.05 to 4, with the passes that are drawn.
+    assert plan_accuracy.lost_interval([*passes, *passes], ["1"]) == pytest.approx((1 - 1.5 / 2.05, 1 - 1.5 / 4))
     del known["finals"]
     # Who goes on: what a plan chose (k = 1 here), and what is within 8 % of 2.05 (auto with 1.9, but not 1.5).
     known["plans"] = [{"choice": "k", "predicted": {"1": 3.0, "2": 2.0}}]

@@ -205,7 +205,7 @@ def test_candidates_near_the_best_are_measured_too(monkeypatch: pytest.MonkeyPat
         assert plain.llm.drafter is None
         assert fixed.llm.drafter is auto.llm.drafter
         gains = speeds.pop(auto.llm.drafter_name)
-        told = [SimpleNamespace(ratio=lambda _, gain=gain: (gain, (gain, gain))) for gain in gains]
+        told = [SimpleNamespace(ratio=lambda _, gain=gain: (gain, (gain, gain)), answers=some) for gain in gains]
         return SimpleNamespace(sides=(None, *told))
 
     monkeypatch.setattr(planning, "forecast", forecast_next)
@@ -229,7 +229,7 @@ def test_slow_replies_are_measured_less_often(monkeypatch: pytest.MonkeyPatch, d
     def contest(*_: object, repeats: int, report: object) -> SimpleNamespace:
         del report
         asked.append(repeats)
-        side = SimpleNamespace(ratio=lambda _: (1.5, (1.5, 1.5)))
+        side = SimpleNamespace(ratio=lambda _: (1.5, (1.5, 1.5)), answers=())
         return SimpleNamespace(sides=(None, side, side))
 
     monkeypatch.setattr(planning, "run_contest", contest)
@@ -237,15 +237,23 @@ def test_slow_replies_are_measured_less_often(monkeypatch: pytest.MonkeyPatch, d
     assert asked == [repeats]
 
 
-@pytest.mark.parametrize("low", [0.99, 1.01])
-def test_chance_does_not_choose_a_fixed_length(monkeypatch: pytest.MonkeyPatch, low: float) -> None:
+@pytest.mark.parametrize(("low", "prompts", "by_chance"), [(0.99, 4, True), (1.01, 4, False), (1.01, 3, True)])
+def test_chance_does_not_choose_a_fixed_length(
+    monkeypatch: pytest.MonkeyPatch, low: float, prompts: int, by_chance: bool
+) -> None:
     """It is compared with auto itself, prompt by prompt: both are far from plain, and may be near each other."""
     plain, auto = SimpleNamespace(), SimpleNamespace(ratio=lambda _: (1.5, (1.4, 1.6)))
-    fixed = SimpleNamespace(ratio=lambda other: (1.6, (1.4, 1.8)) if other is plain else (1.07, (low, 1.2)))
+    fixed = SimpleNamespace(
+        ratio=lambda other: (1.6, (1.4, 1.8)) if other is plain else (1.07, (low, 1.2)), answers=[None] * prompts
+    )
     monkeypatch.setattr(planning, "forecast", lambda *_: Forecast(4, 2.0, (2.0, 2.0), 0.8, 2.4, {4: 2.0}, 0.9))
     monkeypatch.setattr(planning, "run_contest", lambda *_, **__: SimpleNamespace(sides=(plain, fixed, auto)))
-    [found] = make_plan(LLM(fake_target(), "none"), ["lookup"], ITEMS, GREEDY).candidates
-    assert (found.measured, found.measured_auto, found.use_auto) == (1.6, 1.5, low <= 1)
+    plan = make_plan(LLM(fake_target(), "none"), ["lookup"], ITEMS, GREEDY)
+    [found] = plan.candidates
+    assert (found.measured, found.measured_auto) == (1.6, 1.5)
+    assert found.by_chance == found.use_auto == by_chance
+    [told] = plan_json(plan, {})["candidates"]
+    assert (told["use_auto"], told["fixed_over_auto_ci95"]) == (by_chance, [low, 1.2] if prompts == 4 else None)
 
 
 def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
@@ -254,7 +262,8 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     [candidate], sure = plan.candidates, Forecast(3, 1.4, (1.3, 1.5), 0.8, 2.4, {3: 1.4}, 0.9)
 
     def advice(measured: float | None, auto: float | None, *, clearly: bool = True) -> str:
-        found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto, clearly=clearly)
+        ratio = None if measured is None else (1.01, 1.2) if clearly else (0.99, 1.2)
+        found = replace(candidate, forecast=sure, measured=measured, measured_auto=auto, fixed_over_auto=ratio)
         value = plan_json(replace(plan, candidates=(found,), replies=4, tokens=200), {})
         assert value["recommendation"]["measured_speedup_auto"] == auto
         return str(value["recommendation"]["advice"])
@@ -265,9 +274,10 @@ def test_the_advice_takes_the_better_way_to_choose_lengths() -> None:
     assert advice(0.9, 1.5) == f"{auto} {fixed} 0.90x."
     assert advice(1.5, 1.3) == f"Use lookup: expect {fixed} 1.50x. With lengths chosen round by round (auto): 1.30x."
     assert advice(1.53, 1.5) == f"{auto} {fixed} 1.53x."
-    assert advice(1.7, 1.5, clearly=False) == f"{auto} {fixed} 1.70x."
+    assert advice(1.7, 1.5, clearly=False) == f"{auto} {fixed} 1.70x (by chance, perhaps)."
     assert advice(1.03, 1.01) == f"Use lookup: expect {fixed} 1.03x. With lengths chosen round by round (auto): 1.01x."
     none = "Do not draft: the best candidate, lookup, does not pay"
+    assert advice(1.03, 1.01, clearly=False).startswith(none)
     assert advice(1.0, 0.99) == f"{none} (predicted {fixed} 1.00x; 0.99x with lengths chosen round by round)."
     with pytest.raises(ValueError, match="both ways are measured"):
         advice(None, 1.5)

@@ -202,7 +202,7 @@ def test_slow_reading_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(preparing, "time", SimpleNamespace(monotonic=lambda: next(now)))
     told: list[str] = []
     size = prepare(plan(path, byte_tokenizer()), tmp_path / "store", told.append).lengths[0]
-    assert told == [f"reading data: 3 rows, {3 * size} tokens"]
+    assert told == [f"reading data: 2 rows, {2 * size} tokens"]
 
 
 def test_all_kinds_of_files_give_the_same_documents(tmp_path: Path) -> None:

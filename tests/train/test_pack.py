@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from draftsmith.checkpoint import open_checkpoint
+from draftsmith.checkpoint import RopeConfig, open_checkpoint
 from draftsmith.checkpoint.draft_vocabulary import DraftVocabulary
 from draftsmith.engine import LLM
 from draftsmith.errors import CheckpointError, TokenizerError, UsageError
@@ -25,6 +27,7 @@ from tests.support.tiny import tiny_folder
 from tests.support.tiny_models import write_llama_gguf
 
 STAGE = PackStage(name="pack", kind="pack", blocks="F16", vocabulary_blocks="F16")
+FURTHER = InitStage(name="begin", kind="init", packed="given apart")
 KEPT = [EOS, *range(97, 123), 32, 46]
 
 
@@ -149,8 +152,7 @@ def test_a_packed_draft_can_be_taken_further(learner: Learner, tmp_path: Path, t
     """As a model with all rows, which packs to the same file again, byte for byte."""
     packed = replace(learner, config=replace(learner.config, tie_embeddings=tied))
     report = pack_draft(STAGE, packed, tmp_path)
-    parent = replace(learner, kept_ids=None)
-    again, recorded = unpack_draft(_from("draft.gguf"), str(tmp_path / DRAFT_FILE), parent)
+    again, recorded = unpack_draft(FURTHER, str(tmp_path), learner.parent["reference"])
     assert recorded["packed"]["sha256"] == open_checkpoint(tmp_path / DRAFT_FILE).sha256()
     assert again.config.vocab_size == learner.config.vocab_size
     (tmp_path / "again").mkdir()
@@ -168,23 +170,43 @@ def test_a_packed_draft_can_be_taken_further(learner: Learner, tmp_path: Path, t
     np.testing.assert_allclose(logits[:, KEPT], expected[:, KEPT], atol=0.05)  # half precision in the engine
 
 
-def _from(packed: str, **others: object) -> InitStage:
-    return InitStage(name="begin", kind="init", model="tiny", packed=packed, **others)  # type: ignore[arg-type]
-
-
 def test_what_cannot_be_taken_further_is_told(learner: Learner, draft: Path, tmp_path: Path) -> None:
-    whole = str(write_llama_gguf(tmp_path / "whole.gguf"))
-    other = load_learner(str(tiny_folder(tmp_path / "other", swap=True)))
-    with pytest.raises(UsageError, match=r"stage\.begin has both packed and num_layers"):
-        unpack_draft(_from(str(draft), num_layers=1), str(draft), learner)
-    with pytest.raises(UsageError, match=r"packed is embedded, but no draft is shipped for tiny"):
-        unpack_draft(_from("embedded"), "embedded", learner)
-    with pytest.raises(UsageError, match="has a whole vocabulary; give it as model"):
-        unpack_draft(_from(whole), whole, learner)
-    with pytest.raises(TokenizerError, match="was made for another vocabulary than tiny's"):
-        unpack_draft(_from(str(draft)), str(draft), other)
+    tiny = learner.parent["reference"]
+    whole = write_llama_gguf(tmp_path / "whole.gguf")
+    other = str(tiny_folder(tmp_path / "other", swap=True))
+    with pytest.raises(
+        UsageError, match=r"no draft is shipped for the vocabulary of .*; there is one for smollm2-135m"
+    ):
+        unpack_draft(FURTHER, "embedded", tiny)
+    with pytest.raises(UsageError, match="which no pack stage wrote; give it as model instead"):
+        unpack_draft(FURTHER, str(whole), tiny)
+    with pytest.raises(TokenizerError, match="was made for another vocabulary than that of"):
+        unpack_draft(FURTHER, str(draft), other)
     with pytest.raises(CheckpointError, match="there is no"):
-        unpack_draft(_from("no.gguf"), str(tmp_path / "no.gguf"), learner)
+        unpack_draft(FURTHER, str(tmp_path / "no.gguf"), tiny)
+
+
+def test_rope_by_factors_is_stated_as_the_target_states_it(learner: Learner, tmp_path: Path) -> None:
+    """GGUF files hold a factor for each frequency, which folders cannot say."""
+    rope = RopeConfig(
+        theta=10000.0, max_position_embeddings=256, rope_type="llama3", factor=8.0, original_max_position_embeddings=64,
+        low_freq_factor=1.0, high_freq_factor=4.0,
+    )  # fmt: skip
+    config = replace(learner.config, rope=rope)
+    pack_draft(STAGE, replace(learner, config=config), tmp_path)
+    folder = Path(learner.parent["reference"])
+    described = json.loads((folder / "config.json").read_text())
+    described |= {"rope_theta": rope.theta, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }}  # fmt: skip
+    target = shutil.copytree(folder, tmp_path / "target")
+    (target / "config.json").write_text(json.dumps(described))
+    again, _ = unpack_draft(FURTHER, str(tmp_path / DRAFT_FILE), str(target))
+    assert again.config.rope.rope_type == "llama3"
+    assert not again.config.rope.frequency_factors
+    with pytest.raises(UsageError, match="states RoPE factors one by one"):
+        unpack_draft(FURTHER, str(tmp_path / DRAFT_FILE), learner.parent["reference"])
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,16 @@ def test_missing_and_empty_recipes(tmp_path: Path) -> None:
         read_recipe(write(tmp_path, 'output = "x"'))
 
 
+def test_a_packed_draft_is_taken_as_it_is(tmp_path: Path) -> None:
+    """It is told before any other stage does its work."""
+    text = 'output = "out"\n[stage.begin]\nkind = "init"\nmodel = "some/model"\npacked = "embedded"\n'
+    [stage] = read_recipe(write(tmp_path, text)).stages
+    assert getattr(stage, "packed") == "embedded"  # noqa: B009 - the list holds stages of any kind
+    for key, value in (("num_layers", "1"), ("from_scratch", "true"), ("data", '"x.jsonl"')):
+        with pytest.raises(UsageError, match=f"stage.begin has both packed and {key}"):
+            read_recipe(write(tmp_path, f"{text}{key} = {value}\n"))
+
+
 def test_paths_are_found_beside_the_recipe_and_by_stage(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, GOOD))
     (tmp_path / "a.jsonl").write_text("")

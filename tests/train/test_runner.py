@@ -85,7 +85,7 @@ blocks = "Q8_0"
 [stage.again]
 kind = "init"
 model = "tiny"
-packed = "out/pack/draft.gguf"
+packed = "stage:pack"
 [stage.further]
 kind = "distill"
 data = "stage:replies"

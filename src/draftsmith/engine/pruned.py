@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from draftsmith.checkpoint import open_checkpoint
+from draftsmith.checkpoint import Checkpoint, open_checkpoint
 from draftsmith.checkpoint.aliases import ALIASES
 from draftsmith.checkpoint.draft_vocabulary import DraftVocabulary
 from draftsmith.engine.options import EngineOptions
@@ -14,7 +14,7 @@ from draftsmith.model.protocol import Model
 from draftsmith.speculate import ModelDrafter, PrunedModel
 from draftsmith.text import Tokenizer
 
-__all__ = ["EMBEDDED", "embedded_draft", "is_pruned", "pruned_drafter", "shipped_drafts"]
+__all__ = ["EMBEDDED", "embedded_draft", "is_pruned", "open_pruned", "pruned_drafter", "shipped_drafts"]
 
 EMBEDDED = "embedded"
 _FOLDER = "drafts"  # of the package: a folder for each alias that a draft is shipped for
@@ -26,9 +26,9 @@ def embedded_draft(target_name: str, vocab_size: int, tokenizer: Tokenizer) -> P
     for alias, path in shipped_drafts().items():
         if target_name == alias:
             return path
-        vocabulary = _vocabulary_of(path)
-        same_size = vocabulary is not None and len(vocabulary.rows) == vocab_size
-        if vocabulary is not None and same_size and vocabulary.fingerprint == tokenizer.fingerprint():
+        opened = open_pruned(path)
+        same_size = opened is not None and len(opened[1].rows) == vocab_size
+        if opened is not None and same_size and opened[1].fingerprint == tokenizer.fingerprint():
             return path
     return None
 
@@ -59,10 +59,10 @@ def pruned_drafter(
         )
     if path is None:
         return None
-    checkpoint = open_checkpoint(path)
-    vocabulary = DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
-    if vocabulary is None:
+    opened = open_pruned(path)
+    if opened is None:
         return None
+    checkpoint, vocabulary = opened
     known = embedded and target_name in ALIASES  # the alias stands for a file with a known hash
     if not known and vocabulary.fingerprint != tokenizer.fingerprint():
         raise TokenizerError(
@@ -75,15 +75,17 @@ def pruned_drafter(
     return drafter, pruned, checkpoint.fingerprint
 
 
+def open_pruned(path: Path) -> tuple[Checkpoint, DraftVocabulary] | None:
+    """A file with a pruned vocabulary; None if it is another. Raises CheckpointError."""
+    checkpoint = open_checkpoint(path)
+    vocabulary = DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
+    return None if vocabulary is None else (checkpoint, vocabulary)
+
+
 def is_pruned(reference: str | Path) -> bool:
     """Whether a reference is ``embedded``, or a file with a pruned vocabulary: models that can do nothing but draft."""
     path = None if reference == EMBEDDED else _local_file(reference)
-    return reference == EMBEDDED or (path is not None and _vocabulary_of(path) is not None)
-
-
-def _vocabulary_of(path: Path) -> DraftVocabulary | None:
-    checkpoint = open_checkpoint(path)
-    return DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
+    return reference == EMBEDDED or (path is not None and open_pruned(path) is not None)
 
 
 def _local_file(reference: str | Path) -> Path | None:

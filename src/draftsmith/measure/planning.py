@@ -17,6 +17,7 @@ from draftsmith.measure.engine_costs import EngineCosts
 from draftsmith.measure.plan import WORTHWHILE, Forecast, PlainReply, at_half_cost, forecast, write_replies
 from draftsmith.measure.prompts import PromptItem, select_prompts
 from draftsmith.measure.rounds import measure_round_costs
+from draftsmith.measure.statistics import Interval
 from draftsmith.types import SamplingParams
 
 __all__ = ["Candidate", "Plan", "make_plan", "plan_json", "plan_text"]
@@ -35,8 +36,8 @@ class Candidate:
     """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost.
 
     ``measured``: its speed-up as measured at its best fixed length; ``measured_auto``: with lengths chosen round by
-    round; ``clearly``: whether the 95 % interval of the first over the second (over prompts) lies above 1. None: not
-    worth measuring.
+    round; ``fixed_over_auto``: the 95 % interval, over prompts, of the first over the second, (0, inf) where there were
+    too few prompts for one. None, all three: not worth measuring.
     """
 
     name: str
@@ -45,10 +46,10 @@ class Candidate:
     half_cost_speedup: float
     measured: float | None = None
     measured_auto: float | None = None
-    clearly: bool = True
+    fixed_over_auto: Interval | None = None
 
     def __post_init__(self) -> None:
-        if (self.measured is None) != (self.measured_auto is None):
+        if len({found is None for found in (self.measured, self.measured_auto, self.fixed_over_auto)}) > 1:
             raise ValueError(f"both ways are measured, or none: {self}")
 
     @property
@@ -57,16 +58,21 @@ class Candidate:
         return self.measured_auto if self.use_auto else self.measured
 
     @property
-    def use_auto(self) -> bool:
-        """Whether lengths are best chosen round by round: where that pays, or where a fixed length does not either.
+    def by_chance(self) -> bool:
+        """Whether the fixed length may owe what it was faster by, if it was, to the prompts."""
+        return self.fixed_over_auto is None or self.fixed_over_auto[0] <= 1
 
-        A fixed length has to be faster by more than chance. Lengths that are chosen lose little to the best fixed one
-        anywhere, so where measuring cannot tell the two apart they are the better bet.
+    @property
+    def use_auto(self) -> bool:
+        """Whether lengths are best chosen round by round.
+
+        They lose little to the best fixed one anywhere, so a fixed one has to be faster by more than chance, and by
+        more than a little unless that decides whether drafting pays.
         """
-        if self.measured is None or self.measured_auto is None:
+        if self.measured is None or self.measured_auto is None or self.by_chance:
             return True
         pays = self.measured_auto >= WORTHWHILE or self.measured < WORTHWHILE
-        return pays and (self.measured_auto * AUTO_UNLESS >= self.measured or not self.clearly)
+        return pays and self.measured_auto * AUTO_UNLESS >= self.measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +174,8 @@ def _measured(
     ways = [LocalSide("plain", target), LocalSide("fixed", fixed), LocalSide("auto", auto)]
     plain, best, chosen = run_contest(ways, items, sampling, repeats=repeats, report=report).sides
     (measured, _), (measured_auto, _) = best.ratio(plain), chosen.ratio(plain)
-    _, (low, _) = best.ratio(chosen)
-    return replace(candidate, measured=measured, measured_auto=measured_auto, clearly=low > 1)
+    between = best.ratio(chosen)[1] if len(best.answers) >= FEW_REPLIES else (0.0, math.inf)
+    return replace(candidate, measured=measured, measured_auto=measured_auto, fixed_over_auto=between)
 
 
 def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +199,8 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
                 "predicted_speedup_ci95": list(c.forecast.interval),
                 "measured_speedup": c.measured,
                 "measured_speedup_auto": c.measured_auto,
+                "fixed_over_auto_ci95": _finite(c.fixed_over_auto),
+                "use_auto": None if c.measured is None else c.use_auto,
                 "predicted_by_num_draft_tokens": {str(k): gain for k, gain in c.forecast.by_length.items()},
                 "predicted_speedup_at_half_cost": c.half_cost_speedup,
                 "break_even_draft_cost_c": c.forecast.break_even_cost
@@ -244,6 +252,10 @@ def plan_text(value: dict[str, Any]) -> str:
     )
 
 
+def _finite(interval: Interval | None) -> list[float] | None:
+    return list(interval) if interval is not None and math.isfinite(interval[1]) else None
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
@@ -286,5 +298,8 @@ def _choice(plan: Plan) -> str:
         told = f"predicted {fixed}; {auto} with lengths chosen round by round"
         return f"Do not draft: the best candidate, {first.name}, does not pay ({told})."
     if first.use_auto:
-        return f"Use {first.name}, its lengths chosen round by round (auto): measured {auto}. A fixed length: {fixed}."
+        faster = (first.measured or 0.0) > (first.measured_auto or 0.0)
+        chance = " (by chance, perhaps)" if faster and first.by_chance else ""
+        told = f"{first.name}, its lengths chosen round by round (auto): measured {auto}"
+        return f"Use {told}. A fixed length: {fixed}{chance}."
     return f"Use {first.name}: expect {fixed}. With lengths chosen round by round (auto): {auto}."

@@ -24,7 +24,16 @@ from draftsmith.train.atomic_folder import atomic_folder
 from draftsmith.train.vocabulary import read_kept_ids, write_kept_ids
 from draftsmith.train.world import world
 
-__all__ = ["Learner", "hf_config", "load_learner", "new_model", "pick_device", "saved_folder"]
+__all__ = [
+    "Learner",
+    "decoded",
+    "hf_config",
+    "load_learner",
+    "load_weights",
+    "new_model",
+    "pick_device",
+    "saved_folder",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -52,13 +61,21 @@ def load_learner(reference: str) -> Learner:
     checkpoint = open_checkpoint(resolved.path)
     config = checkpoint.config
     model = new_model(config)
-    tensors = {name: torch.from_numpy(tensor.dequantize()) for name, tensor in checkpoint.tensors.items()}
-    if config.tie_embeddings:
-        tensors[OUTPUT] = tensors[EMBEDDING]
-    model.load_state_dict(tensors, strict=True)
+    load_weights(model, config, decoded(checkpoint))
     kept = read_kept_ids(resolved.path, config.vocab_size) if checkpoint.kind == "folder" else None
     parent = {"reference": reference, "revision": resolved.revision, "sha256": checkpoint.sha256()}
     return Learner(model, config, checkpoint.tokenizer(), checkpoint, parent, kept)
+
+
+def decoded(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Its tensors in fp32, by their names."""
+    return {name: torch.from_numpy(tensor.dequantize()) for name, tensor in checkpoint.tensors.items()}
+
+
+def load_weights(model: Any, config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a model of ``new_model`` all its weights; a tied output layer's are the embedding's."""
+    tied = {OUTPUT: tensors[EMBEDDING]} if config.tie_embeddings else {}
+    model.load_state_dict({**tensors, **tied}, strict=True)
 
 
 def new_model(config: ModelConfig, seed: int = 0) -> Any:

@@ -10,23 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from draftsmith.checkpoint import Tensor, open_checkpoint
+from draftsmith.checkpoint import Checkpoint, ModelConfig, RopeConfig, Tensor, open_checkpoint, resolve
 from draftsmith.checkpoint.draft_vocabulary import DraftVocabulary
 from draftsmith.checkpoint.gguf_writer import write_gguf_model
 from draftsmith.checkpoint.layout import EMBEDDING, OUTPUT, expected_tensors
-from draftsmith.engine.pruned import EMBEDDED, embedded_draft
+from draftsmith.checkpoint.rope import rope_frequencies
+from draftsmith.engine.pruned import EMBEDDED, embedded_draft, open_pruned, shipped_drafts
 from draftsmith.errors import TokenizerError, UsageError
 from draftsmith.quant import BlockType, quantize
-from draftsmith.train.models import Learner, new_model
+from draftsmith.text import Tokenizer
+from draftsmith.train.models import Learner, decoded, load_weights, new_model
 from draftsmith.train.schema import InitStage, PackStage
 from draftsmith.train.vocabulary import nearest_rows
 
 __all__ = ["DRAFT_FILE", "pack_draft", "unpack_draft"]
 
 DRAFT_FILE = "draft.gguf"
-_OF_THE_PARENT = (
-    "layers", "num_layers", "hidden_size", "intermediate_size", "from_scratch", "keep_vocabulary",
-)  # fmt: skip
 
 
 def pack_draft(stage: PackStage, learner: Learner, folder: Path) -> dict[str, Any]:
@@ -56,33 +55,53 @@ def _tensors(stage: PackStage, learner: Learner, kept: torch.Tensor) -> Iterator
         yield Tensor(name, blocks, values.shape, quantize(blocks, values))
 
 
-def unpack_draft(stage: InitStage, reference: str, parent: Learner) -> tuple[Learner, dict[str, Any]]:
+def unpack_draft(stage: InitStage, reference: str, parent: str) -> tuple[Learner, dict[str, Any]]:
     """The draft of a packed file as a model with all rows, and what is to be recorded; see ``InitStage.packed``.
 
-    Ids that it does not know have the row that read them. Raises UsageError, TokenizerError, CheckpointError.
+    Ids that it does not know have the row that read them. ``parent``: the reference of the model with the tokenizer,
+    whose weights are not read. Raises UsageError, TokenizerError, CheckpointError, HubError.
     """
-    others = [name for name in _OF_THE_PARENT if getattr(stage, name) not in (None, False)]
-    if others:
-        raise UsageError(f"stage.{stage.name} has both packed and {others[0]}; give one of them")
-    path: Path | None = Path(reference).expanduser()
-    if reference == EMBEDDED:
-        path = embedded_draft(stage.model or "", parent.config.vocab_size, parent.tokenizer)
-    if path is None:
-        raise UsageError(f"stage.{stage.name}.packed is {EMBEDDED}, but no draft is shipped for {stage.model}")
-    checkpoint = open_checkpoint(path)
-    vocabulary = DraftVocabulary.of(checkpoint.metadata, checkpoint.config.vocab_size, path)
-    if vocabulary is None:
-        raise UsageError(f"stage.{stage.name}.packed is {reference}, which has a whole vocabulary; give it as model")
-    if vocabulary.fingerprint != parent.tokenizer.fingerprint():
-        raise TokenizerError(f"stage.{stage.name}: {reference} was made for another vocabulary than {stage.model}'s")
+    resolved = resolve(parent)
+    target = open_checkpoint(resolved.path)
+    tokenizer = target.tokenizer()
+    path = _packed_file(stage, reference, parent, target, tokenizer)
+    opened = open_pruned(path)
+    if opened is None:
+        raise UsageError(f"stage.{stage.name}.packed is {path}, which no pack stage wrote; give it as model instead")
+    checkpoint, vocabulary = opened
+    if vocabulary.fingerprint != tokenizer.fingerprint():
+        raise TokenizerError(
+            f"stage.{stage.name}.packed is {path}, which was made for another vocabulary than that of {parent}; give "
+            "the model it was made for, or one that was tuned from it"
+        )
     rows = torch.from_numpy(vocabulary.rows)
-    config = replace(checkpoint.config, vocab_size=len(rows))
-    tensors = {name: torch.from_numpy(tensor.dequantize()) for name, tensor in checkpoint.tensors.items()}
+    config = replace(checkpoint.config, vocab_size=len(rows), rope=_stated_rope(checkpoint.config, target.config))
+    tensors = decoded(checkpoint)
     tensors |= {name: tensors[name][rows] for name in (EMBEDDING, OUTPUT) if name in tensors}
-    if config.tie_embeddings:
-        tensors[OUTPUT] = tensors[EMBEDDING]
     model = new_model(config, stage.seed)
-    model.load_state_dict(tensors, strict=True)
-    learner = replace(parent, model=model, config=config, kept_ids=torch.from_numpy(vocabulary.token_ids))
+    load_weights(model, config, tensors)
+    origin = {"reference": parent, "revision": resolved.revision, "sha256": target.sha256()}
+    learner = Learner(model, config, tokenizer, target, origin, torch.from_numpy(vocabulary.token_ids))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return learner, {"packed": {"reference": reference, "sha256": checkpoint.sha256()}, "parameters": parameters}
+
+
+def _packed_file(stage: InitStage, reference: str, parent: str, target: Checkpoint, tokenizer: Tokenizer) -> Path:
+    if reference != EMBEDDED:
+        path = Path(reference).expanduser()
+        return path / DRAFT_FILE if (path / DRAFT_FILE).is_file() else path
+    shipped = embedded_draft(parent, target.config.vocab_size, tokenizer)
+    if shipped is None:
+        raise UsageError(
+            f"stage.{stage.name}.packed is {EMBEDDED}, but no draft is shipped for the vocabulary of {parent}; "
+            f"there is one for {', '.join(shipped_drafts())}, or give a file that a pack stage wrote"
+        )
+    return shipped
+
+
+def _stated_rope(draft: ModelConfig, target: ModelConfig) -> RopeConfig:
+    """The target's RoPE where it says the same as the draft's: files state factors one by one that folders name."""
+    if draft.head_dim != target.head_dim or not draft.rope.frequency_factors:
+        return draft.rope
+    ours, theirs = (rope_frequencies(rope, draft.head_dim)[0] for rope in (draft.rope, target.rope))
+    return target.rope if np.allclose(ours, theirs, rtol=1e-6, atol=0) else draft.rope  # float32 in the file

@@ -24,7 +24,7 @@ __all__ = ["DataPlan", "Tell", "documents_of", "prepare"]
 Tell = Callable[[str], None]
 """Takes one line for people."""
 
-TOLD_EVERY_S = 10.0  # how far reading is, where it takes long
+TELL_EVERY_S = 10.0  # how far reading is, where it takes long
 MAX_TOLD = 50  # problems told one by one; the rest are counted
 
 
@@ -68,6 +68,9 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
     told = time.monotonic()
     with StoreWriter(place, plan.group) as writer:
         for found in documents_of(plan):
+            if time.monotonic() - told > TELL_EVERY_S:
+                tell(f"reading data: {rows:,} rows, {tokens:,} tokens")
+                told = time.monotonic()
             rows += 1
             if isinstance(found, RowProblem):
                 problems += 1
@@ -80,9 +83,6 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
                 for document in documents:
                     writer.add(document)
                     tokens += document.ids.size
-            if time.monotonic() - told > TOLD_EVERY_S:
-                tell(f"reading data: {rows} rows, {tokens:,} tokens")
-                told = time.monotonic()
         what = f"{problems} of {rows} rows cannot be used"
         if problems and plan.bad_rows == "stop":
             raise UsageError(f'{what}, and nothing was trained; mend or remove the rows, or set bad_rows = "skip"')

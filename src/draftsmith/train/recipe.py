@@ -25,12 +25,22 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from draftsmith.checkpoint.hub_data import PREFIX, fetch_data
 from draftsmith.errors import UsageError
 from draftsmith.train.parts import HELDOUT
-from draftsmith.train.schema import STAGES, DataSource, ExtendStage, GenerateStage, PackStage, Stage, TrainingStage
+from draftsmith.train.schema import (
+    STAGES,
+    DataSource,
+    ExtendStage,
+    GenerateStage,
+    InitStage,
+    PackStage,
+    Stage,
+    TrainingStage,
+)
 
 __all__ = ["Recipe", "read_recipe", "stage_settings"]
 
 MAX_BYTES = 1 << 20
 STAGE_PREFIX = "stage:"  # "stage:sft" names the folder that the stage sft makes
+_OF_THE_PARENT = ("layers", "num_layers", "hidden_size", "intermediate_size", "from_scratch", "keep_vocabulary", "data")
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -159,6 +169,10 @@ def _stage(path: Path, name: str, table: Any) -> Stage:
     if kind not in STAGES:
         raise UsageError(f"{where}.kind is {kind!r}; expected one of {_listed(STAGES)}")
     stage: Stage = _build(STAGES[kind], {**table, "kind": kind, "name": name}, where)
+    if isinstance(stage, InitStage) and stage.packed is not None:
+        others = [other for other in _OF_THE_PARENT if getattr(stage, other)]
+        if others:
+            raise UsageError(f"{where} has both packed and {others[0]}; a packed draft is taken as it is")
     if isinstance(stage, TrainingStage):
         untrained = stage.steps == 0
         if untrained and not isinstance(stage, ExtendStage):

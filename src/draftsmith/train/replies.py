@@ -134,8 +134,8 @@ def write_replies_together(
 
 
 def pool_of(processes: int) -> ProcessPoolExecutor:
-    """Processes that end with this one, even where it is killed: they would write on alone, into the folder of whoever
-    goes on."""
+    """Processes that end with this one, even where it is killed: or they would go on writing into a folder that the
+    next run uses."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
 

@@ -22,7 +22,7 @@ from draftsmith.provenance import collect
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
 from draftsmith.train.curves import Artist
 from draftsmith.train.models import Learner, load_learner, saved_folder
-from draftsmith.train.pack import pack_draft
+from draftsmith.train.pack import pack_draft, unpack_draft
 from draftsmith.train.parts import HELDOUT
 from draftsmith.train.prompts import read_prompts, that_fit, write_prompts
 from draftsmith.train.ray_replies import write_replies_on_ray
@@ -129,7 +129,7 @@ def _working(
     if isinstance(stage, GenerateStage):
         details = _generate(stage, model, place)
         with atomic_folder(folder) as target:
-            for path in sorted((*place.folder.glob("*.*"), *place.folder.glob(f"{HELDOUT}/*.*"))):
+            for path in sorted((*place.folder.glob("[!.]*.*"), *place.folder.glob(f"{HELDOUT}/[!.]*.*"))):
                 copy = target / path.relative_to(place.folder)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
@@ -153,13 +153,12 @@ def _working(
 
 def _made(stage: Stage, model: str, place: Workplace, own: World) -> tuple[Learner, dict[str, Any]]:
     """The model that the stage makes of ``model``, and what to record of it."""
+    if isinstance(stage, InitStage) and stage.packed is not None:
+        made, record = unpack_draft(stage, place.find_model(stage.packed), model)
+        return replace(made, parent={**made.parent, "path": model}), record
     with own.in_turn() if isinstance(stage, TrainingStage) else nullcontext():
         learner = load_learner(model)
     learner = replace(learner, parent={**learner.parent, "path": model})
-    return _make(stage, learner, place)
-
-
-def _make(stage: Stage, learner: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
     if isinstance(stage, InitStage):
         return initialise(stage, learner, place)
     assert isinstance(stage, TrainingStage)  # noqa: S101 - the others make no model

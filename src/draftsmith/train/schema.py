@@ -131,8 +131,8 @@ class InitStage(Stage):
 
     ``layers``: which of the parent's layers to keep, or ``num_layers`` spread evenly. ``from_scratch``: random weights
     of this shape. ``keep_vocabulary``: the draft may write only so many ids, the most frequent in ``data``.
-    ``packed``: ``embedded`` or a file that a pack stage wrote, to go on from: its weights and its ids, and nothing of
-    the parent but the tokenizer.
+    ``packed``: a draft to take further: ``embedded``, a file that a pack stage wrote, or ``stage:NAME`` of one. Its
+    weights and ids are taken, and nothing of the parent but the tokenizer.
     """
 
     packed: str | None = None

@@ -18,7 +18,6 @@ from draftsmith.train.acceptance import HeldOut, as_evaluation
 from draftsmith.train.loop import Run, autocast, train
 from draftsmith.train.models import Learner, load_learner, new_model, pick_device
 from draftsmith.train.objectives import CrossEntropy, Distillation, Objective, Preference
-from draftsmith.train.pack import unpack_draft
 from draftsmith.train.prepare import DataPlan, Tell, prepare
 from draftsmith.train.rounding import round_weights, stop_rounding
 from draftsmith.train.schema import DataSource, DistillStage, DpoStage, ExtendStage, InitStage, TrainingStage
@@ -49,8 +48,6 @@ class Workplace:
 
 def initialise(stage: InitStage, parent: Learner, place: Workplace) -> tuple[Learner, dict[str, Any]]:
     """The smaller model that an init stage describes, and what is to be recorded of it."""
-    if stage.packed is not None:
-        return unpack_draft(stage, place.find_model(stage.packed), parent)
     config = shrunk_config(parent.config, stage)
     layers = kept_layers(stage, parent.config.num_layers)
     model = new_model(config, stage.seed)
