@@ -120,7 +120,7 @@ def test_facts_cannot_become_metadata() -> None:
 
 
 def test_the_stage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "stage.json").write_text(json.dumps({"settings": {"learning_rate": 3e-4, "steps": 100}}))
+    (tmp_path / "stage.json").write_text(json.dumps({"settings": {"learning_rate": 3e-4, "steps": 100, "model": None}}))
     page = tmp_path / "README.md"
     assert main(["card", str(FACTS), "--stage", str(tmp_path), "--language", "es", "--output", str(page)]) == 0
     assert "| `learning_rate` | `0.0003` |" in page.read_text()

@@ -71,6 +71,9 @@ def test_missing_costs_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("c 0.1")
     with pytest.raises(UsageError, match="neither TOML nor JSON"):
         read_costs(tmp_path / "bad.toml")
+    (tmp_path / "bad.toml").write_text("c = 1" + "0" * 400)  # more than any float
+    with pytest.raises(UsageError, match="give a number of plain steps"):
+        read_costs(tmp_path / "bad.toml")
     with pytest.raises(UsageError, match="cannot be read"):
         read_costs(tmp_path / "none.toml")
 

@@ -118,6 +118,12 @@ def small_gguf(kind: str) -> dict[str, Any]:
     return {**metadata, **({"tokenizer.ggml.merges": ["a b"]} if kind == "gpt2" else {})}
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1.5, "1", [1], -1, 270])
+def test_only_ids_are_ids(value: object) -> None:
+    with pytest.raises(TokenizerError, match=r"bos_token_id is .*; expected a token id from 0 to 269"):
+        Tokenizer.from_gguf({**small_gguf("llama"), "tokenizer.ggml.bos_token_id": value})
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @given(index=st.integers(0, 20), value=json_values)
 def test_any_value_under_any_key_of_gguf(kind: str, index: int, value: Any) -> None:

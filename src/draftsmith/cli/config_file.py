@@ -22,7 +22,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     try:
         content = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UsageError(f"the configuration {path} cannot be read ({reason}); give a TOML file") from None
     values = {name.replace("-", "_"): _as_typed(value) for name, value in content.items()}

@@ -48,7 +48,7 @@ def read_facts(path: Path) -> Facts:
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); give a TOML file of facts") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML ({' '.join(str(error).split())[:80]}); correct it") from None
     unknown = facts.keys() - KNOWN
     if unknown:
@@ -160,7 +160,8 @@ def _stage(stage: Mapping[str, Any] | None, words: Mapping[str, str]) -> list[st
     if stage is None:
         return []
     settings = stage.get("settings")
-    rows = [(f"`{name}`", f"`{value}`") for name, value in settings.items()] if isinstance(settings, Mapping) else []
+    stated = settings if isinstance(settings, Mapping) else {}
+    rows = [(f"`{name}`", f"`{value}`") for name, value in stated.items() if value is not None]
     return ["", *_table((words["setting"], words["value"]), rows)]
 
 

@@ -140,7 +140,7 @@ def _size(value: Any, where: str) -> int:
 def _cost(value: Any, name: str, where: str) -> float:
     try:
         cost = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: a whole number beyond all floats
         cost = math.nan
     if not 0 <= cost < math.inf:
         raise UsageError(f"{where} has {name} = {value!r:.40}; give a number of plain steps, as in {_SHAPE}")

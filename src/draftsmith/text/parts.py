@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ def checked_id(value: Any, size: int, key: str) -> int | None:
     if value is None:
         return None
     try:
-        token_id = int(value)
-    except (TypeError, ValueError):
+        token_id = operator.index(value)
+    except TypeError:
         token_id = -1
     if not 0 <= token_id < size:
         raise TokenizerError(f"{key} is {value!r}; expected a token id from 0 to {size - 1}")

@@ -15,6 +15,8 @@ its path, ``stage.sft.learning_rate=1e-5``, or shorter ``sft.learning_rate=1e-5`
 from __future__ import annotations
 
 import dataclasses
+import math
+import sys
 import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,7 +119,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"the recipe {path} has {len(raw)} bytes; a recipe has at most {MAX_BYTES}")
     try:
         tree = tomllib.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError too
         raise UsageError(f"the recipe {path} is not TOML ({' '.join(str(error).split())}); mend it") from None
     for override in overrides:
         _override(tree, override)
@@ -149,7 +151,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         raise UsageError(f"the override {text!r} names no stage of the recipe; it has {_listed(tree.get('stage', {}))}")
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         parsed = value.strip()
     table = tree
     for part in parts[:-1]:
@@ -221,7 +223,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise UsageError(f"{where} is {value!r:.60}; expected a path, or a table with path and format")
         return _build(DataSource, values, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if value.bit_length() < sys.float_info.max_exp else math.inf
     if type(value) is not hint:
         raise UsageError(f"{where} is {value!r:.60}; expected {_NAMES[hint]}")
     return value

@@ -98,7 +98,7 @@ class _Checked:
             if value is None or field.name not in _RANGES or not isinstance(value, int | float):
                 continue
             good, wanted = _RANGES[field.name]
-            if not math.isfinite(value) or not good(value):
+            if not (isinstance(value, int) or math.isfinite(value)) or not good(value):
                 raise UsageError(f"{field.name} is {value!r}; it must be {wanted}")
 
 
