@@ -124,6 +124,7 @@ def test_the_stage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     page = tmp_path / "README.md"
     assert main(["card", str(FACTS), "--stage", str(tmp_path), "--language", "es", "--output", str(page)]) == 0
     assert "| `learning_rate` | `0.0003` |" in page.read_text()
+    assert "`model`" not in page.read_text()  # it is not stated
     assert main(["card", str(FACTS)]) == 0
     assert capsys.readouterr().out.startswith('---\nlanguage: ["en"]\n')
 
