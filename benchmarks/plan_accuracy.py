@@ -26,7 +26,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
@@ -81,22 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     file = None if args.prompts == "built-in" else Path(args.prompts)
     items = select_prompts(read_prompts(file), args.limit, args.per_category)
-    finals = known.setdefault("finals", [])
-    if finals and len(known["plans"]) < args.turns:
+    if known.setdefault("finals", []) and len(known["plans"]) < args.turns:
         raise UsageError(f"{path} has finals already, which no turn can follow; give another folder")
-    work = [_turn] * (args.turns - len(known["plans"])) + [_final] * (args.finals - len(finals))
-    if work[:1] == [_final] and not known["plans"]:
+    if args.finals and not args.turns and not known["plans"]:
         raise UsageError("finals are of the best ways of a turn; give --turns")
-    began, longest = time.monotonic(), dict.fromkeys(work, 0.0)
-    entrants = _Entrants(args)
-    for do in work:
-        if longest[do] and time.monotonic() - began + longest[do] > args.seconds:
-            what = f"turn {len(known['plans']) + 1}" if do is _turn else f"final {len(finals) + 1}"
-            print(f"{path.stem}: stopped before {what}; the same command goes on")
-            return 0
+    began, longest = time.monotonic(), {"turn": 0.0, "final": 0.0}
+    for kind, number, do in _work(args, items, known):
         started = time.monotonic()
-        do(args, items, known, entrants)
-        longest[do] = max(longest[do], time.monotonic() - started)
+        if longest[kind] and started - began + longest[kind] > args.seconds:
+            print(f"{path.stem}: stopped before {kind} {number}; the same command goes on")
+            return 0
+        do()
+        longest[kind] = max(longest[kind], time.monotonic() - started)
         _keep(path, known)
     print(f"{path.stem}: complete")
     return 0
@@ -107,26 +104,21 @@ def _keep(path: Path, known: Mapping[str, Any]) -> None:
         written.write((json.dumps(known, indent=1) + "\n").encode())
 
 
-class _Entrants:
-    """Who answers in the finals, opened and warmed up by the first of them."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        self._ways: dict[str, LLM] = {}
-
-    def of(self, known: Mapping[str, Any], item: PromptItem, sampling: SamplingParams) -> dict[str, LLM]:
-        """Plain, auto, and the draft lengths among the contenders, the same in all finals of a combination."""
-        if not self._ways:
-            named = known["finals"][0] if known["finals"] else contenders(known)
-            self._ways = _ways(self._args, sorted((k for k in named if k not in ("0", "auto")), key=int))
-            _in_turn(self._ways, item, sampling, 0)
-        return self._ways
+def _work(
+    args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]
+) -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """What is missing of the experiment, piece by piece: a turn or a final, its number, and how to do it."""
+    for number in range(len(known["plans"]) + 1, args.turns + 1):
+        yield "turn", number, partial(_turn, args, items, known)
+    missing = range(len(known["finals"]) + 1, args.finals + 1)
+    ways = _finalists(args, items[0], known) if missing else {}
+    for number in missing:
+        yield "final", number, partial(_final, args, items, known, ways)
 
 
-def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any], entrants: _Entrants) -> None:
+def _turn(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any]) -> None:
     """A plan, and a pass over the prompts in between; both are written into ``known``."""
-    del entrants
-    sampling = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
+    sampling = _sampling(args)
     answers: dict[str, dict[str, tuple[float, int]]] = {}
     answering = _pass(args, items, sampling, len(known["passes"]), answers)
     next(answering)  # loads and warms up
@@ -179,12 +171,25 @@ def _pass(
         yield
 
 
-def _final(args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any], entrants: _Entrants) -> None:
+def _finalists(args: argparse.Namespace, item: PromptItem, known: Mapping[str, Any]) -> dict[str, LLM]:
+    """Plain, auto, and the draft lengths among the contenders, the same in all finals of a combination; warmed up."""
+    named = known["finals"][0] if known["finals"] else contenders(known)
+    ways = _ways(args, sorted((k for k in named if k not in ("0", "auto")), key=int))
+    _in_turn(ways, item, _sampling(args), 0)
+    return ways
+
+
+def _final(
+    args: argparse.Namespace, items: Sequence[PromptItem], known: dict[str, Any], ways: Mapping[str, LLM]
+) -> None:
     """One more pass, in which every prompt is answered once, into ``known``."""
-    sampling, number = SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True), len(known["finals"])
-    ways = entrants.of(known, items[0], sampling)
-    spent = {item.id: _in_turn(ways, item, sampling, place + number) for place, item in enumerate(items)}
+    number = len(known["finals"])
+    spent = {item.id: _in_turn(ways, item, _sampling(args), place + number) for place, item in enumerate(items)}
     known["finals"].append({k: {name: one[k] for name, one in spent.items()} for k in ways})
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(max_new_tokens=args.max_new_tokens, greedy=True)
 
 
 def _ways(args: argparse.Namespace, lengths: Sequence[str]) -> dict[str, LLM]:
@@ -216,11 +221,23 @@ def _in_turn(
     return spent
 
 
-def sweep(passes: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, float]:
-    """The speed-up of every way over plain, which is "0": tokens / seconds, which are medians over the passes."""
+Passes = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
+"""Of each pass, by way and prompt: seconds and tokens."""
 
+
+def sweep(passes: Passes) -> dict[str, float]:
+    """The speed-up of every way over plain, which is "0": tokens / seconds, which are medians over the passes."""
+    return _speedups(passes, median)
+
+
+def settle(finals: Passes) -> dict[str, float]:
+    """As ``sweep``, of the finals: the quicker half of the passes counts, reply by reply."""
+    return _speedups(finals, lambda seconds: fmean(sorted(seconds)[: (len(seconds) + 1) // 2]))
+
+
+def _speedups(passes: Passes, typical: Callable[[Sequence[float]], float]) -> dict[str, float]:
     def rate(k: str) -> float:
-        seconds = sum(median(one[k][name][0] for one in passes) for name in passes[0][k])
+        seconds = sum(typical([one[k][name][0] for one in passes]) for name in passes[0][k])
         return sum(tokens for _, tokens in passes[0][k].values()) / seconds
 
     return {k: rate(k) / rate("0") for k in passes[0]}
@@ -242,21 +259,7 @@ def _choice(plan: Mapping[str, Any], swept: Mapping[str, float]) -> str:
     return _length(plan, swept) if plan["choice"] == "k" else str(plan["choice"])
 
 
-def settle(finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]]) -> dict[str, float]:
-    """As ``sweep``, of the finals: the quicker half of the passes counts, reply by reply."""
-
-    def seconds(k: str, name: str) -> float:
-        return fmean(sorted(one[k][name][0] for one in finals)[: (len(finals) + 1) // 2])
-
-    def rate(k: str) -> float:
-        return sum(tokens for _, tokens in finals[0][k].values()) / sum(seconds(k, name) for name in finals[0][k])
-
-    return {k: rate(k) / rate("0") for k in finals[0]}
-
-
-def lost_interval(
-    finals: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], choices: Sequence[str]
-) -> Interval | None:
+def lost_interval(finals: Passes, choices: Sequence[str]) -> Interval | None:
     """What ``choices`` lose to the best, by the median: 95 % interval, resampling the passes; None if they are few."""
     if len(finals) < _ENOUGH_PASSES:
         return None

@@ -134,6 +134,7 @@ def test_the_stage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     [
         ("colour = 1", "unknown key colour"),
         ("name = ", "is not TOML"),
+        ("name = 1" + "0" * 5000, "is not TOML"),  # more digits than Python reads
         ("author = 'x'", "has no name"),
         ("name = 'x'\nrisks = 'many'", "risks must be a list"),
         ("name = 'x'\nsafety_alignment = 'yes'", "must be true or false"),

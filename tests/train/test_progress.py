@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftsmith.cli.train import _duration
-from draftsmith.train.curves import PICTURE, Artist, panels_of
+from draftsmith.train.curves import PICTURE, Artist, _line, panels_of
 from draftsmith.train.flops import Speed, peak_flops, step_flops
 
 
@@ -57,6 +58,19 @@ def test_the_peak_of_this_machine_is_measured() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (600, "10 min"), (12_000, "3 h 20 min")])
 def test_durations(seconds: float, said: str) -> None:
     assert _duration(seconds) == said
+
+
+def test_what_scatters_has_its_running_mean_drawn_and_what_is_set_has_none() -> None:
+    drawn: list[list[float]] = []
+
+    def plot(_: object, values: list[float], **__: object) -> list[SimpleNamespace]:
+        drawn.append(list(values))
+        return [SimpleNamespace(get_color=lambda: "blue")]
+
+    axes, values = SimpleNamespace(plot=plot), [float(i % 2) for i in range(40)]  # the mean is over two steps
+    _line(axes, "", range(40), values, scatters=True)
+    _line(axes, "", range(40), values, scatters=False)
+    assert drawn == [values, [0.0] + [0.5] * 39, values]
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

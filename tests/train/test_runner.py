@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from draftsmith.cli import main
 from draftsmith.engine import LLM
+from draftsmith.train.vocabulary import read_kept_ids
 from draftsmith.types import Message, SamplingParams
 from tests.support.tiny import tiny_folder
 
@@ -115,6 +116,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = place / "out/.replies.work/.part-00000.safetensors.1c2d.part"  # of a run that was killed
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
     assert main(["train", "r.toml", "--json"]) == 0
     said = capsys.readouterr()
     stages = json.loads(said.out)["stages"]
@@ -127,7 +131,14 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     assert last["eval_acceptance"] > first["eval_acceptance"] + 0.1
     assert last["eval_length_sampled"] > first["eval_length_sampled"]
+    packed, again = (json.loads((place / "out" / stage / "stage.json").read_text()) for stage in ("pack", "again"))
+    assert again["packed"]["reference"] == str(Path("out/pack"))
+    kept = [read_kept_ids(place / "out" / stage, 260) for stage in ("online", "again", "further")]
+    assert kept[0] is not None
+    assert all(ids is not None and ids.tolist() == kept[0].tolist() for ids in kept)
+    assert again["parameters"] > packed["parameters"]  # with the rows of all ids
     # none of the unfinished work is left
+    assert not list((place / "out/replies").glob(".*"))
     assert sorted(path.name for path in (place / "out").iterdir()) == sorted(stages)
     check_record(json.loads((place / "out/sft/stage.json").read_text()))
     assert (place / "out/sft/curves.png").read_bytes().startswith(b"\x89PNG")

@@ -36,8 +36,8 @@ class Candidate:
     """One drafter, what its steps cost, what it should gain, and what it would gain at half the cost.
 
     ``measured``: its speed-up as measured at its best fixed length; ``measured_auto``: with lengths chosen round by
-    round; ``fixed_over_auto``: the 95 % interval, over prompts, of the first over the second, (0, inf) where there were
-    too few prompts for one. None, all three: not worth measuring.
+    round. None: not worth measuring. ``fixed_over_auto``: the 95 % interval, over prompts, of the first over the
+    second; None on too few prompts too.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Candidate:
     fixed_over_auto: Interval | None = None
 
     def __post_init__(self) -> None:
-        if len({found is None for found in (self.measured, self.measured_auto, self.fixed_over_auto)}) > 1:
+        if (self.measured is None) != (self.measured_auto is None):
             raise ValueError(f"both ways are measured, or none: {self}")
 
     @property
@@ -174,7 +174,7 @@ def _measured(
     ways = [LocalSide("plain", target), LocalSide("fixed", fixed), LocalSide("auto", auto)]
     plain, best, chosen = run_contest(ways, items, sampling, repeats=repeats, report=report).sides
     (measured, _), (measured_auto, _) = best.ratio(plain), chosen.ratio(plain)
-    between = best.ratio(chosen)[1] if len(best.answers) >= FEW_REPLIES else (0.0, math.inf)
+    between = best.ratio(chosen)[1] if len(best.answers) >= FEW_REPLIES else None
     return replace(candidate, measured=measured, measured_auto=measured_auto, fixed_over_auto=between)
 
 
@@ -199,7 +199,7 @@ def plan_json(plan: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
                 "predicted_speedup_ci95": list(c.forecast.interval),
                 "measured_speedup": c.measured,
                 "measured_speedup_auto": c.measured_auto,
-                "fixed_over_auto_ci95": _finite(c.fixed_over_auto),
+                "fixed_over_auto_ci95": None if c.fixed_over_auto is None else list(c.fixed_over_auto),
                 "use_auto": None if c.measured is None else c.use_auto,
                 "predicted_by_num_draft_tokens": {str(k): gain for k, gain in c.forecast.by_length.items()},
                 "predicted_speedup_at_half_cost": c.half_cost_speedup,
@@ -250,10 +250,6 @@ def plan_text(value: dict[str, Any]) -> str:
             "or one with a pruned vocabulary) would gain. Pays below c: what a draft as good may cost to gain 2 %.",
         ]
     )
-
-
-def _finite(interval: Interval | None) -> list[float] | None:
-    return list(interval) if interval is not None and math.isfinite(interval[1]) else None
 
 
 def _number(value: float | None) -> str:

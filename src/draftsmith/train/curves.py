@@ -16,12 +16,13 @@ __all__ = ["PICTURE", "Artist", "panels_of"]
 PICTURE = "curves.png"
 _EVERY_S = 60.0
 _SMOOTH = 0.05  # of the steps: the width of the running mean
+_SET = "learning rate"  # is set, not measured: it is drawn as it was
 _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
     ("loss", (("loss", "training"), ("eval_loss", "held out"))),
     ("acceptance", (("eval_acceptance", "sampled"), ("eval_greedy_match", "greedy"))),
     ("mean acceptance length", (("eval_length_sampled", "sampled"), ("eval_length_greedy", "greedy"))),
     ("preferred", (("eval_preference_accuracy", "chosen over rejected"),)),
-    ("learning rate", (("learning_rate", ""),)),
+    (_SET, (("learning_rate", ""),)),
     ("gradient norm", (("gradient_norm", ""),)),
 )
 
@@ -74,7 +75,7 @@ def _paint(title: str, panels: Mapping[str, Sequence[Line]], path: Path) -> None
     for place, (name, lines) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, 2, place)
         for label, steps, values in lines:
-            _line(axes, label, steps, values)
+            _line(axes, label, steps, values, scatters=name != _SET)
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.grid(visible=True, alpha=0.3)
@@ -84,10 +85,10 @@ def _paint(title: str, panels: Mapping[str, Sequence[Line]], path: Path) -> None
         figure.savefig(file, format="png")
 
 
-def _line(axes: Any, label: str, steps: Sequence[int], values: Sequence[float]) -> None:
-    """The values; many of them thin, with their running mean over it."""
+def _line(axes: Any, label: str, steps: Sequence[int], values: Sequence[float], *, scatters: bool) -> None:
+    """The values; many of them, where they scatter, thin, with their running mean over it."""
     width = round(_SMOOTH * len(values))
-    if width < 2:
+    if width < 2 or not scatters:
         axes.plot(steps, values, label=label, marker="o" if len(values) <= 30 else None, markersize=3)
         return
     [thin] = axes.plot(steps, values, alpha=0.3, linewidth=0.8)
