@@ -228,6 +228,8 @@ def test_plans_are_judged_by_their_error_and_by_what_they_lose() -> None:
     # Who goes on: what a plan chose (k = 1 here), and what is within 8 % of 2.05 (auto with 1.9, but not 1.5).
     known["plans"] = [{"choice": "k", "predicted": {"1": 3.0, "2": 2.0}}]
     assert plan_accuracy.contenders(known) == {"1", "2", "4", "auto"}
+    known["plans"] = [{"choice": "0", "predicted": {"1": 3.0, "2": 2.0}}]
+    assert plan_accuracy.contenders(known) == {"0", "2", "4", "auto"}
     # Each prediction beside its own pass: 2.0, 0.5 and 4.0 at k = 2. Too low does not make up for too high.
     known["plans"] = [{"choice": "k", "predicted": {"2": high}} for high in (1.0, 0.51, 5.0)]
     found = plan_accuracy.verdict(known)

@@ -192,6 +192,7 @@ def test_options_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("ports = 5", "which is no option"),
         ("port = ", "cannot be read"),
         ("config = 'x'", "no option"),
+        ("port = 1" + "0" * 5000, "cannot be read"),  # more digits than Python reads
     ):
         file.write_text(content, encoding="utf-8")
         assert run(["serve", "--config", str(file)]) == 2

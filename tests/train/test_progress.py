@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     pixels = imread(tmp_path / PICTURE)
     assert pixels.shape[:2] == (680, 1200)
     assert len({tuple(pixel) for row in pixels[::7, ::7] for pixel in row.round(2).tolist()}) > 5
+
+
+def test_only_the_learning_rate_is_drawn_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, bool]] = []
+
+    def line(*args: Any, scatters: bool) -> None:
+        drawn.append((args[3][0], scatters))
+
+    monkeypatch.setattr("draftsmith.train.curves._line", line)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "learning_rate": 0.5, "gradient_norm": 3.0}\n')
+    Artist("sft").draw(tmp_path)
+    assert drawn == [(2.0, True), (0.5, False), (3.0, True)]
 
 
 def test_without_matplotlib_nothing_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
