@@ -102,6 +102,7 @@ def test_only_the_learning_rate_is_drawn_as_it_was(tmp_path: Path, monkeypatch: 
 
     def line(*args: Any, scatters: bool) -> None:
         drawn.append((args[3][0], scatters))
+        _line(*args, scatters=scatters)
 
     monkeypatch.setattr("draftsmith.train.curves._line", line)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "learning_rate": 0.5, "gradient_norm": 3.0}\n')
