@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from draftsmith.checkpoint import open_checkpoint
 from draftsmith.checkpoint.gguf_writer import write_gguf_model
-from draftsmith.errors import UsageError
+from draftsmith.errors import DiskFull, UsageError
 from draftsmith.model.native import NativeModel
 from draftsmith.model.protocol import TokenRun
 from draftsmith.text import Tokenizer, choose_format
@@ -279,3 +280,20 @@ def test_a_pruned_model_gives_the_kept_logits_and_is_whole_again_afterwards(tmp_
 def test_the_nearest_row_is_by_cosine() -> None:
     embedding = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.1], [0.1, 0.2], [-1.0, 0.0]])
     assert nearest_rows(embedding, torch.tensor([1, 0])).tolist() == [1, 0, 1, 0, 0]
+
+
+def test_a_full_disk_is_told_as_one_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the words of safetensors 0.8 on a file system of 20 MB."""
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def no_room(*_: object, **__: object) -> None:
+        raise SafetensorError(said)
+
+    learner = load_learner(str(tiny_folder(tmp_path / "tiny")))
+    monkeypatch.setattr("draftsmith.train.tensor_file.save_file", no_room)
+    with pytest.raises(DiskFull, match="there is no space left to write"):
+        save(learner, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    said = "Error while serializing: a tensor is damaged"
+    with pytest.raises(SafetensorError, match="damaged"):
+        save(learner, tmp_path / "out")

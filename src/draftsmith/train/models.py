@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from draftsmith.checkpoint import Checkpoint, ModelConfig, open_checkpoint, resolve
@@ -21,6 +20,7 @@ from draftsmith.errors import UsageError
 from draftsmith.text import PromptFormat, Tokenizer
 from draftsmith.train import attention
 from draftsmith.train.atomic_folder import atomic_folder
+from draftsmith.train.tensor_file import save_tensors
 from draftsmith.train.vocabulary import read_kept_ids, write_kept_ids
 from draftsmith.train.world import world
 
@@ -173,7 +173,7 @@ def saved_folder(learner: Learner, prompt_format: PromptFormat, folder: Path, dt
             for name, tensor in learner.model.state_dict().items()
             if name not in tied
         }
-        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(place / "model.safetensors", weights, {"format": "pt"})
         learner.model.config.save_pretrained(place)
         _complete_config(place / "config.json", learner, dtype)
         write_tokenizer(learner.checkpoint, learner.tokenizer, prompt_format.template, place)

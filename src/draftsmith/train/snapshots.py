@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from draftsmith.errors import CheckpointError
 from draftsmith.provenance import file_sha256
 from draftsmith.train.atomic_folder import atomic_folder, remove_leftovers
+from draftsmith.train.tensor_file import save_tensors
 from draftsmith.train.world import World, put, whole, whole_weights
 
 __all__ = ["Position", "load_newest", "save_snapshot"]
@@ -67,8 +68,8 @@ def save_snapshot(
     if world.first:
         remove_leftovers(folder)
         with atomic_folder(place) as temporary:
-            save_file(dict(weights), temporary / "model.safetensors")
-            save_file(optimizer_tensors, temporary / "optimizer.safetensors")
+            save_tensors(temporary / "model.safetensors", weights)
+            save_tensors(temporary / "optimizer.safetensors", optimizer_tensors)
             state = {
                 "position": asdict(position),
                 "settings": settings_key,
