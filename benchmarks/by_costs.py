@@ -39,7 +39,7 @@ class ByCosts:
     """
 
     def __init__(self, steps: StepCosts, error: float, unread: int) -> None:
-        self._unit, self._costs, self._error = steps.plain_s, steps.costs, error
+        self._steps, self._error = steps, error
         self._unread = unread
         self._drawn = False
         self.steps = 0.0  # plain steps that all rounds cost
@@ -47,11 +47,12 @@ class ByCosts:
     def times(self, counts: RoundTimes) -> RoundTimes:
         """The round as it should have been."""
         self._drawn = counts.num_drawn > 0
-        check = 1 + self._error * (self._costs.verify_cost(counts.num_draft_tokens + 1) - 1)
-        reading = self._unread * self._costs.draft_read if self._drawn else 0.0
-        draft = self._error * (self._costs.draft_cost(counts.num_drawn) + reading)
+        now = self._steps.at(counts.context)
+        check = 1 + self._error * (now.costs.verify_cost(counts.num_draft_tokens + 1) - 1)
+        reading = self._unread * now.costs.draft_read if self._drawn else 0.0
+        draft = self._error * (now.costs.draft_cost(counts.num_drawn) + reading)
         self.steps += draft + check
-        return dataclasses.replace(counts, draft_s=draft * self._unit, check_s=check * self._unit, apart=True)
+        return dataclasses.replace(counts, draft_s=draft * now.plain_s, check_s=check * now.plain_s, apart=True)
 
     def wrote(self, tokens: int) -> None:
         """So many came of the last round; a model that drafted in it has them, or reads them at the cost of a start."""

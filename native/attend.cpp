@@ -86,6 +86,11 @@ void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index
     uint8_t* keys = cache.keys(layer_index, kv_head, block);
     uint8_t* values = cache.values(layer_index, kv_head, block);
     if (shape_.cache_type == CacheType::int8) {
+        if (centred(layer)) {
+            alignas(64) float centre[kMaxHeadDim];
+            centre_of(layer, kv_head, block, centre);
+            for (size_t i = 0; i < d; ++i) key[i] -= centre[i];
+        }
         spread(key, d, 1.0f / static_cast<float>(d & (~d + 1)));
         store_int8(kernels_, key, value, keys, values, lane, d);
     } else if (shape_.cache_type == CacheType::full) {
@@ -97,6 +102,14 @@ void Model::rotate_head(const Pass& pass, const Layer& layer, size_t layer_index
         for (size_t i = 0; i < d; ++i) reinterpret_cast<uint16_t*>(keys)[i * kBlockPositions + lane] = halves[i];
         kernels_.store_half(value, reinterpret_cast<uint16_t*>(values) + lane * d, d);
     }
+}
+
+// The mean of what the bias alone gives the keys of a block. Some models have biases that are far larger than what differs from
+// one key to the next: in 8 bits, these differences would have the bias's steps.
+void Model::centre_of(const Layer& layer, size_t kv_head, size_t block, float* centre) const {
+    const size_t d = shape_.head_dim, at = block * d / 2;
+    std::memcpy(centre, layer.k_bias.data + kv_head * d, d * sizeof(float));
+    kernels_.rope(centre, block_cos_.data() + at, block_sin_.data() + at, d, 1.0f);
 }
 
 Model::AttentionPlan Model::plan_attention(const Pass& pass) {
@@ -199,8 +212,11 @@ size_t Model::attend_piece(const Pass& pass, const Layer& layer, size_t layer_in
         values[i] = unit.segment->cache->values(layer_index, unit.kv_head, block);
         next[i] = block + kPieceBlocks < end_block ? unit.segment->cache->keys(layer_index, unit.kv_head, block + kPieceBlocks) : values[i];
     }
+    alignas(64) float centres[kPieceBlocks][kMaxHeadDim];
+    const bool has_centres = centred(layer);
+    for (size_t block = first_block; has_centres && block < last_block; ++block) centre_of(layer, unit.kv_head, block, centres[block - first_block]);
     kernels_.attend[static_cast<int>(shape_.cache_type)](
-        {queries, codes, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values, next});
+        {queries, codes, has_centres ? centres : nullptr, outs, maxima, sums, firsts, lasts, static_cast<int>(rows), static_cast<int>(shape_.head_dim), keys, values, next});
     return rows;
 }
 
@@ -209,6 +225,8 @@ void Model::finish_row(const Layer& layer, const RowWindow& w, const float* vect
     const size_t d = shape_.head_dim, all = shape_.heads * d;
     float* out = scratch_->attention + w.row * all + w.head * d;
     kernels_.attention_finish(vector, sum, out, d);
+    // Weights add up to one, so a bias of all values is one of their mean, and need not be rounded with them.
+    if (shape_.cache_type == CacheType::int8 && layer.v_bias) kernels_.add(out, layer.v_bias.data + w.head / (shape_.heads / shape_.kv_heads) * d, d);
     if (format_info(layer.o.type).quantised && d % kGroup == 0) kernels_.quantise(out, d, {scratch_->groups.data(), all}, w.row, w.head * d);
 }
 

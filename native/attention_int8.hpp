@@ -3,7 +3,7 @@
 // A block of one head, D padded to D' = a multiple of 32 columns:
 //   keys    f16 scales [D'/32][64], then codes + 128 [D'/4][64][4]: a position's 4 columns side by side
 //   values  f16 scales [64], then codes [16][D][4]: a column's 4 positions side by side
-// Keys and queries have been spread (attend.cpp). A query meets the keys as 8-bit codes in groups of 32, the weights meet the values as integers of 14 bits.
+// Keys and queries have been spread, and the keys of a block centred (attend.cpp). A query meets the keys as 8-bit codes in groups of 32, the weights meet the values as integers of 14 bits.
 #pragma once
 
 #include "attention_float.hpp"
@@ -17,16 +17,29 @@ constexpr float kWeightCodes = 16383.0f;  // 127 * 128 + 127: two codes of 7 bit
 struct Int8Cache {
     template <class S> static constexpr int kRows = S::kAttentionRows;
 
-    // scores[r][position] = sum over groups of (codes . codes) * scale * scale, a chain over groups for each position.
+    // query . centre of each block, in 16 chains over d.
+    template <class S, int R> static void centre_scores(const AttentionJob& job, int from, const Reach& reach, float (*out)[kPieceBlocks]) {
+        for (int block = reach.first_block; block < reach.last_block; ++block) {
+            for (int r = 0; r < R; ++r) {
+                auto sum = S::splat(0.0f);
+                if (job.centres) for (int d = 0; d < job.head_dim; d += 16) sum = S::fma(S::load(job.queries[from + r] + d), S::load(job.centres[block] + d), sum);
+                out[r][block] = S::tree_sum(sum);
+            }
+        }
+    }
+
+    // scores[r][position] = query . centre + sum over groups of (codes . codes) * scale * scale, a chain over groups for each position.
     template <class S, int R> static void scores(const AttentionJob& job, int from, const Reach& reach, float (*out)[kPiecePositions]) {
         const int groups = padded_head(job.head_dim) / kGroup;
+        float centre[R][kPieceBlocks];
+        centre_scores<S, R>(job, from, reach, centre);
         for (int at = reach.first_block * kBlockPositions; at < reach.last_block * kBlockPositions; at += 32) {
             const uint8_t* block = job.keys[at / kBlockPositions];
             const auto* scales = reinterpret_cast<const uint16_t*>(block) + at % kBlockPositions;
             const uint8_t* codes = block + int8_key_scales(job.head_dim) + at % kBlockPositions * 4;
             const uint8_t* ahead = job.values[at / kBlockPositions] + (at % kBlockPositions ? job.head_dim * 32 : 0);
             typename S::F acc[R][2];
-            for (auto& row : acc) for (auto& a : row) a = S::splat(0.0f);
+            for (int r = 0; r < R; ++r) for (auto& a : acc[r]) a = S::splat(centre[r][at / kBlockPositions]);
             for (int g = 0; g < groups; ++g, scales += kBlockPositions) {
                 typename S::I dot[R][2];
 #pragma GCC unroll 8

@@ -31,6 +31,7 @@ constexpr int kRowGroup = 64;  // entries of a row of logits whose largest is lo
 struct AttentionJob {
     const float* const* queries;         // [rows] -> [D], already scaled
     const QuantGroup* const* codes;      // [rows] -> the same quantised, kQuantBlock groups apart; int8 caches only
+    const float (*centres)[kMaxHeadDim]; // [blocks of the piece][D]: what was taken off their keys; int8 caches only, may be null
     float* const* out;                   // [rows] -> [D]: sum over positions of exp(score - maximum) * value
     float* maxima;                       // [rows]
     float* sums;                         // [rows]: sum of exp(score - maximum)

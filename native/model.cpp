@@ -79,6 +79,27 @@ void Model::grow_rope_tables(size_t positions) {
             sin_[p * half + i] = static_cast<float>(std::sin(angle)) * shape_.rope_scaling;
         }
     }
+    grow_block_tables((want + kBlockPositions - 1) / kBlockPositions);
+}
+
+// Means over the positions of each block of the cache.
+void Model::grow_block_tables(size_t blocks) {
+    const size_t half = shape_.head_dim / 2, have = block_cos_.size() / half;
+    if (shape_.cache_type != CacheType::int8) return;
+    block_cos_.resize(blocks * half);
+    block_sin_.resize(blocks * half);
+    for (size_t b = have; b < blocks; ++b) {
+        for (size_t i = 0; i < half; ++i) {
+            double cos = 0, sin = 0;
+            for (size_t p = b * kBlockPositions; p < (b + 1) * kBlockPositions; ++p) {
+                const double angle = static_cast<float>(p) * weights_.inverse_frequencies[i];
+                cos += std::cos(angle);
+                sin += std::sin(angle);
+            }
+            block_cos_[b * half + i] = static_cast<float>(cos / kBlockPositions) * shape_.rope_scaling;
+            block_sin_[b * half + i] = static_cast<float>(sin / kBlockPositions) * shape_.rope_scaling;
+        }
+    }
 }
 
 void Model::forward(const std::vector<TokenRun>& runs, size_t width, float* logits) {
@@ -222,7 +243,7 @@ void Model::multiply(const Weights& w, size_t first_tile, size_t last_tile, cons
 void Model::project(Worker& worker, size_t m, const Layer& layer, const Input& in) {
     const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
     const struct { const Weights& weights; const Vector& bias; size_t column; } parts[] = {
-        {layer.q, layer.q_bias, 0}, {layer.k, layer.k_bias, layer.q.rows}, {layer.v, layer.v_bias, layer.q.rows + layer.k.rows}};
+        {layer.q, layer.q_bias, 0}, {layer.k, layer.k_bias, layer.q.rows}, {layer.v, shape_.cache_type == CacheType::int8 ? Vector{} : layer.v_bias, layer.q.rows + layer.k.rows}};
     const size_t tiles = layer.q.tiles() + layer.k.tiles() + layer.v.tiles();
     worker.for_chunks(tiles, chunk_tiles(tiles, team_->size()), [&](size_t first, size_t last) {
         size_t before = 0;

@@ -102,6 +102,7 @@ private:
 
     void check(const std::vector<TokenRun>& runs, size_t width) const;
     void grow_rope_tables(size_t positions);
+    void grow_block_tables(size_t blocks);
     void run_pass(const Pass& pass, size_t width, float* logits);
 
     // The parts of a step, each executed by every worker of the team.
@@ -109,6 +110,8 @@ private:
     Input norm_rows(Worker&, size_t m, const Vector& norm, bool quantise);
     void project(Worker&, size_t m, const Layer&, const Input&);
     void rotate_and_store(Worker&, const Pass&, const Layer&, size_t layer_index);
+    bool centred(const Layer& layer) const { return shape_.cache_type == CacheType::int8 && layer.k_bias && !layer.k_norm; }
+    void centre_of(const Layer&, size_t kv_head, size_t block, float* centre) const;
     void rotate_head(const Pass&, const Layer&, size_t layer_index, size_t row, size_t kv_head);
     AttentionPlan plan_attention(const Pass&);
     void attend(Worker&, const Pass&, const AttentionPlan&, const Layer&, size_t layer_index);
@@ -138,6 +141,7 @@ private:
     Chooser chooser_;
     std::vector<float> draft_logits_;
     std::vector<float> cos_, sin_;  // [position][D / 2]
+    std::vector<float> block_cos_, block_sin_;  // [block of the cache][D / 2]: their means
 };
 
 }  // namespace draftsmith

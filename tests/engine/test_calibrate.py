@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
-from draftsmith.engine.calibrate import measure_steps
+from draftsmith.engine.calibrate import StepCosts, measure_steps
 from draftsmith.model.protocol import Logits, TokenRun
+from draftsmith.speculate import CostModel
 from tests.support.clock import Clock, SlowModel
-from tests.support.fakes import FakeModel
+from tests.support.fakes import FakeCache, FakeModel
 
 
 def test_costs_are_relative_to_a_plain_step() -> None:
@@ -50,7 +51,7 @@ class UnevenModel(SlowModel):
     """A plain step takes 0.01 s, six tokens as long as eight, and more than eight twice as long and more."""
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
-        extra = {6: 0.8, 8: 0.8, 3: 0.2, 4: 0.3}
+        extra = {6: 0.8, 8: 0.8 + 1e-9, 3: 0.2, 4: 0.3}  # eight not less, whatever rounding does
         size = len(runs[0].token_ids)
         if size < 64:
             self.clock.seconds += 0.01 * (extra.get(size, 0.0) if size <= 8 else 1.0 + size / 100)
@@ -107,3 +108,59 @@ def test_a_disturbed_plain_step_takes_no_longer_than_two_tokens() -> None:
     steps = measure_steps(RisingModel(clock, [1]), clock=clock)
     assert steps.plain_s == pytest.approx(1.2e-3)
     assert steps.costs.verify[:3] == pytest.approx([1.0, 1.0, 13 / 12])
+
+
+class RepeatedCache(FakeCache):
+    """Can be lengthened."""
+
+    def repeat(self, length: int) -> None:
+        self.ids += self.ids[-1:] * (length - self.length)
+
+
+class ReadingModel(SlowModel):
+    """A forward of m tokens takes 10 + m ms, and their attention (m + 1) / 2 ms for every 1,024 tokens before them."""
+
+    def __init__(self, clock: Clock, max_context: int, slope: float = 0.5) -> None:
+        self.slope = slope
+        super().__init__(clock, 11e-3, 1e-3, max_context=max_context)
+
+    def new_cache(self, capacity: int | None = None) -> FakeCache:
+        return RepeatedCache(super().new_cache(capacity).capacity)
+
+    def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
+        before, rows = runs[0].cache.length, len(runs[0].token_ids)
+        self.clock.seconds += (before - 64) / 1024 * (rows + 1) * self.slope * 1e-3 if before >= 64 else 0
+        return super().forward(runs)
+
+
+def test_what_context_adds_is_measured_for_every_size() -> None:
+    clock = Clock()
+    model = ReadingModel(clock, max_context=2048)
+    steps = measure_steps(model, clock=clock)
+    assert steps.plain_s == pytest.approx(11e-3)
+    assert steps.costs.verify == pytest.approx([(10 + m) / 11 for m in range(1, 33)])
+    assert (steps.context_step, steps.context_row) == pytest.approx((1 / 11, 0.5 / 11))
+    assert clock.seconds < 3  # most of it for sizes up to 32: nobody reads 1,024 tokens for this
+    assert model.tokens_read < 4000
+
+
+@pytest.mark.parametrize("max_context", [512, 1095])
+def test_models_with_a_short_context_have_no_growth(max_context: int) -> None:
+    clock = Clock()
+    assert measure_steps(ReadingModel(clock, max_context), clock=clock).context_step == 0
+
+
+def test_costs_after_a_context_are_in_units_of_its_plain_step() -> None:
+    steps = StepCosts(2.0, CostModel(0.25, (1.0, 1.0, 1.5), 0.125, 0.0625), 0.25, 0.125)
+    assert steps.at(0) == steps.at(64) == StepCosts(2.0, steps.costs)
+    assert steps.at(64 + 1024) == StepCosts(2.5, CostModel(0.25, (1.0, 1.1, 1.6), 0.125, 0.0625))
+    assert steps.at(64 + 4096) == StepCosts(4.0, CostModel(0.25, (1.0, 1.25, 1.75), 0.125, 0.0625))
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.0])
+def test_context_never_makes_steps_cheaper(slope: float) -> None:
+    """Whatever noise says."""
+    clock = Clock()
+    model = ReadingModel(clock, max_context=2048, slope=slope)
+    steps = measure_steps(model, clock=clock)
+    assert (steps.context_step, steps.context_row) == pytest.approx((0, 0), abs=1e-9)

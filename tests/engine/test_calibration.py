@@ -20,6 +20,7 @@ from draftsmith.speculate import CostModel, PromptLookupDrafter, RoundTimes
 from draftsmith.text import Tokenizer
 from tests.support.fakes import FakeModel
 
+GROWING = StepCosts(0.02, CostModel(0.3, (1.0, 1.1, 1.5)), 0.25, 0.125)
 STEPS = StepCosts(0.02, CostModel(0.3, tuple(1 + 0.05 * size for size in range(32)), 0.02))
 
 
@@ -37,8 +38,9 @@ def path_of(*identities: str, threads: int | None = None) -> Path:
 def test_a_pair_finds_its_costs_again() -> None:
     path = path_of("a", "b")
     assert read_calibration(path) is None
-    write_calibration(path, STEPS)
-    assert read_calibration(path_of("a", "b")) == STEPS
+    for steps in (GROWING, STEPS):
+        write_calibration(path, steps)
+        assert read_calibration(path_of("a", "b")) == steps
     assert [other.name for other in path.parent.iterdir()] == [path.name]  # nothing half-written
 
 
@@ -65,6 +67,9 @@ def test_what_changes_the_costs_changes_the_file(monkeypatch: pytest.MonkeyPatch
         lambda value: value.update(verify=[1.0, 2.0, 1.5]),
         lambda value: value.update(verify=[2.0, 3.0]),
         lambda value: value.update(verify="1.0"),
+        lambda value: value.pop("context_row"),
+        lambda value: value.update(context_step=-0.1),
+        lambda value: value.update(context_row=float("nan")),
         lambda value: value.update(verify=["x" * 100_000]),
     ],
 )
@@ -207,6 +212,21 @@ def test_corrected_costs_never_fall_and_triple_at_most() -> None:
         corrected = [live.verify_cost(m) for m in range(1, 40)]
         assert corrected == sorted(corrected)
         assert corrected[0] == 1.0
+
+
+def test_live_costs_are_those_of_the_context() -> None:
+    """Rounds that take what they were expected to there change nothing else."""
+    live, far = LiveCosts(GROWING), GROWING.at(1024)
+    assert live.verify_cost(3) == 1.5
+    for _ in range(20):
+        live.see(RoundTimes(0, 0, 0.0, far.plain_s, context=1030))
+        live.see(RoundTimes(2, 0, 0.0, far.plain_s * far.costs.verify_cost(3), context=1130))
+    assert [live.verify_cost(m) for m in (1, 2, 3)] == pytest.approx(far.costs.verify)
+    live.see(RoundTimes(0, 0, 0.0, GROWING.plain_s, context=10))
+    assert [live.verify_cost(m) for m in (1, 2, 3)] == pytest.approx(GROWING.costs.verify)
+    for _ in range(100):
+        live.see(RoundTimes(0, 0, 0.0, 3 * far.plain_s, context=1030))
+    assert live.steps() == StepCosts(3 * GROWING.plain_s, GROWING.costs, GROWING.context_step, GROWING.context_row)
 
 
 @pytest.mark.parametrize(("plain_rounds", "counts"), [(0, True), (1, True), (2, False), (5, False)])

@@ -129,6 +129,11 @@ void attention(const Kernels& kernels, CacheType type, Result& result) {
             fill(keys.data + static_cast<size_t>(b) * key_bytes, int8_key_scales(d), key_bytes);
             fill(values.data + static_cast<size_t>(b) * value_bytes, int8_value_scales(), value_bytes);
         }
+        alignas(64) float centres[kPieceBlocks][kMaxHeadDim];
+        for (auto& centre : centres) {
+            const auto values_of_one = random.floats(head, 2.0f);
+            std::memcpy(centre, values_of_one.data(), head * sizeof(float));
+        }
         const size_t padded = static_cast<size_t>(padded_head(d));
         for (int rows = 1; rows <= kAttentionRows; ++rows) {
             const auto n = static_cast<size_t>(rows);
@@ -147,7 +152,7 @@ void attention(const Kernels& kernels, CacheType type, Result& result) {
                 first.push_back(r % 3 == 2 ? 70 + static_cast<int>(r) : 0);
                 last.push_back(r % 2 ? kPiecePositions : 200 + static_cast<int>(r));
             }
-            kernels.attend[static_cast<int>(type)]({query_at.data(), codes_at.data(), out_at.data(), maxima.data(), sums.data(), first.data(), last.data(), rows, d, key_at,
+            kernels.attend[static_cast<int>(type)]({query_at.data(), codes_at.data(), rows % 2 ? centres : nullptr, out_at.data(), maxima.data(), sums.data(), first.data(), last.data(), rows, d, key_at,
                                                     value_at, value_at});
             result.add(out.data(), out.size());
             result.add(maxima.data(), n);

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from draftsmith.model.protocol import GREEDY, DraftingModel, DraftRun, Model, TokenRun
+import numpy as np
+
+from draftsmith.model.protocol import GREEDY, DraftingModel, DraftRun, KVCache, Model, RepeatableCache, TokenRun
+from draftsmith.optional import fulfils
 from draftsmith.speculate import AutoLength, CostModel, Costs
 from draftsmith.speculate.drafters.model import common_vocabulary, softmax_at
 from draftsmith.types import Draft, Verdict
@@ -22,15 +25,35 @@ _FEWEST, _MOST = 4, 24  # times that each size is measured: more than a disturba
 _FEWEST_LATE = 2  # of models so slow that the budget is used up before
 _BUDGET_S = 4.0  # once this is used up, no size is measured again, settled or not
 _AGREEMENT = 1.04  # the two shortest times of a size are at most so far apart when it is settled
-_CONTEXT = 64  # tokens in the cache while measuring
+_CONTEXT, _MORE = 64, 1024  # tokens in the cache while measuring, and those added to see what context costs
+_FAR_SIZES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
-    """``plain_s``: seconds of one plain step of the target; ``costs``: what a draft and a check cost in units of it."""
+    """``plain_s``: seconds of one plain step of the target after a short text; ``costs``: what a draft and a check cost
+    in units of it.
+
+    ``context_step``: what a plain step costs besides for every 1,024 tokens of context, and ``context_row`` each
+    further token of a check, in the same units.
+    """
 
     plain_s: float
     costs: CostModel
+    context_step: float = 0.0
+    context_row: float = 0.0
+
+    def at(self, context: int) -> StepCosts:
+        """The same for texts of so many tokens: their plain step, and costs in units of that one.
+
+        The weights are read once for all tokens of a check, but each of them has its own attention, so checks grow
+        dearer than plain steps do. What a model's drafts cost in plain steps stays: it has attention too.
+        """
+        more = max(0, context - _CONTEXT) / _MORE
+        plain = 1 + self.context_step * more
+        row = self.context_row * more
+        verify = tuple((cost + self.context_step * more + row * i) / plain for i, cost in enumerate(self.costs.verify))
+        return StepCosts(self.plain_s * plain, replace(self.costs, verify=verify))
 
 
 class MeasuredLength:
@@ -75,7 +98,11 @@ def measure_steps(
     step follows another one. It goes on until the two shortest times of everything agree: what other programs do to the
     machine for a moment must not count for all texts to come. ``clock``: seconds that only grow.
     """
-    timers = [_Timer(target, size, clock) for size in _SIZES if size <= target.max_context]
+    sizes = [size for size in _SIZES if size <= target.max_context]
+    near = _timers(target, sizes, clock, _short_text(target, sizes[-1] + 1))
+    text = _longer_text(target)
+    far = _timers(target, _FAR_SIZES, clock, text) if text is not None else []
+    timers = [*near, *far]
     drafts = [] if draft is None else _draft_timers(draft, clock)
     deadline = clock() + _BUDGET_S
     for repeat in range(_MOST):
@@ -91,27 +118,39 @@ def measure_steps(
             timer.run()
             if drafts:
                 drafts[place % len(drafts)].run()
-    seconds = {timer.size: min(timer.seconds) for timer in timers}
-    known = _undisturbed(seconds)
+    known = _undisturbed(near)
     plain = known[0][1]
-    known = _smoothed([(size, took / plain) for size, took in known])
-    verify = tuple(_interpolate(known, size) for size in range(1, known[-1][0] + 1))
+    verify = _interpolated(_smoothed([(size, took / plain) for size, took in known]))
+    context = _growth(verify, [(size, took / plain) for size, took in _undisturbed(far)]) if far else (0.0, 0.0)
     if not drafts:
-        return StepCosts(plain, CostModel(0.0, verify))
+        return StepCosts(plain, CostModel(0.0, verify), *context)
     first, several, longest = (sorted(timer.seconds)[1] for timer in drafts)
     step = (several - first) / max(1, drafts[1].draws - 1) if drafts[1].draws > 1 else first
     step = min(max(step, first / 2), first)  # anything else is noise
     read = max(0.0, longest - first) / max(1, drafts[2].size - 1)
-    return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain))
+    return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain), *context)
 
 
-def _undisturbed(seconds: Mapping[int, float]) -> list[tuple[int, float]]:
+def _growth(near: Sequence[float], far: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """What context adds to a plain step, and to each further token: the line that fits what it adds to some sizes.
+
+    What is measured is off by a share of the whole, so that is what the line's errors are to be small beside.
+    """
+    rows, added = [size - 1 for size, _ in far], [took - near[size - 1] for size, took in far]
+    if len(far) == 1:
+        return max(0.0, added[0]), 0.0
+    row, step = np.polyfit(rows, added, 1, w=[1 / took for _, took in far])
+    return max(0.0, float(step)), max(0.0, float(row))
+
+
+def _undisturbed(timers: Sequence[_Timer]) -> list[tuple[int, float]]:
     """Sizes and seconds without those of a size that took longer than a larger one.
 
     A smaller batch never costs more, and nothing makes a machine faster than it is, so such a size was disturbed: what
     lies around it says better what it costs. Were it taken to cost as much as the larger one, the rows between the two
     would seem to be free. Size 1 is needed and takes at most what others took.
     """
+    seconds = {timer.size: min(timer.seconds) for timer in timers}
     plain = min(seconds.values())
     rest = [(size, took) for size, took in seconds.items() if all(seconds[s] >= took for s in seconds if s > size)]
     return rest if rest[0][0] == 1 else [(1, plain), *rest]
@@ -135,28 +174,29 @@ def _draft_timers(draft: Model, clock: Callable[[], float]) -> list[_Timer]:
     """Of a draft of one token, of several, and of one after reading more: as far as the context goes."""
     several = _DRAWS if isinstance(draft, DraftingModel) and draft.max_context > _DRAWS else 1
     longest = max(size for size in _DRAFT_SIZES if size <= draft.max_context)
-    return [_Timer(draft, size, clock, draws) for size, draws in ((1, 1), (1, several), (longest, 1))]
+    text = _short_text(draft, longest + several)
+    return [_Timer(draft, size, clock, text, draws) for size, draws in ((1, 1), (1, several), (longest, 1))]
+
+
+def _timers(model: Model, sizes: Sequence[int], clock: Callable[[], float], text: KVCache) -> list[_Timer]:
+    return [_Timer(model, size, clock, text) for size in sizes]
 
 
 class _Timer:
-    """Seconds of forwards of ``size`` tokens, with the choice of a token from every row of logits.
+    """Seconds of forwards of ``size`` tokens after a text, with the choice of a token from every row of logits.
 
     ``draws``: as a draft model does it, one row from the common part of the vocabulary, and a confidence, so many times
     (0: as the target does it). The least of a few is what a step of the target takes: other programs can only make it
     slower.
     """
 
-    def __init__(self, model: Model, size: int, clock: Callable[[], float], draws: int = 0) -> None:
+    def __init__(self, model: Model, size: int, clock: Callable[[], float], text: KVCache, draws: int = 0) -> None:
         self.size, self.draws = size, draws
         self.seconds: list[float] = []
         self._clock = clock
         self._model = model
-        room = size + max(1, draws)
-        self._context = max(0, min(_CONTEXT, model.max_context - room))
-        self._cache = model.new_cache(min(self._context + room, model.max_context))
         self._limit = common_vocabulary(model.vocab_size) if draws else None
-        if self._context:
-            model.forward([TokenRun(self._cache, [0] * self._context, num_logits=0)])
+        self._cache, self._context = text, text.length
 
     @property
     def settled(self) -> bool:
@@ -182,8 +222,33 @@ class _Timer:
         self.seconds.append(self._clock() - began)
 
 
-def _interpolate(known: Sequence[tuple[int, float]], size: int) -> float:
+def _short_text(model: Model, room: int) -> KVCache:
+    """A cache with some tokens, and room for so many more."""
+    context = max(0, min(_CONTEXT, model.max_context - room))
+    cache = model.new_cache(min(context + room, model.max_context))
+    if context:
+        model.forward([TokenRun(cache, [0] * context, num_logits=0)])
+    return cache
+
+
+def _longer_text(target: Model) -> KVCache | None:
+    """Keys and values of a few tokens over and over: a step takes as long whatever they are. None where the model's
+    caches cannot do that, or its context is too short.
+    """
+    context = _CONTEXT + _MORE
+    if context + _FAR_SIZES[-1] > target.max_context:
+        return None
+    cache = target.new_cache(context + _FAR_SIZES[-1])
+    if not fulfils(cache, RepeatableCache):
+        return None
+    target.forward([TokenRun(cache, [0] * _CONTEXT, num_logits=0)])
+    cache.repeat(context)
+    return cache
+
+
+def _interpolated(known: Sequence[tuple[int, float]]) -> tuple[float, ...]:
+    """The costs of 1, 2, ... tokens, as far as some are known."""
+    costs = [known[0][1]]
     for (left, low), (right, high) in pairwise(known):
-        if left <= size <= right:
-            return low + (high - low) * (size - left) / (right - left)
-    return known[-1][1]
+        costs += [low + (high - low) * (size - left) / (right - left) for size in range(left + 1, right + 1)]
+    return tuple(costs)

@@ -25,7 +25,7 @@ from draftsmith.speculate import CostModel
 
 __all__ = ["Calibration", "calibration_path", "read_calibration", "write_calibration"]
 
-FORMAT = "draftsmith calibration 3"
+FORMAT = "draftsmith calibration 4"
 _MAX_BYTES = 1 << 16
 _FAR = 0.2
 _LONGEST_STEP_S = 3600.0
@@ -82,7 +82,8 @@ def read_calibration(path: Path) -> StepCosts | None:
         verify = tuple(map(float, value["verify"]))
         step, read, start = (float(value[name]) for name in ("draft_step", "draft_read", "draft_start"))
         costs = CostModel(step, verify, read, start)
-        steps = StepCosts(float(value["plain_s"]), costs)
+        plain_s, context_step, context_row = (float(value[name]) for name in ("plain_s", "context_step", "context_row"))
+        steps = StepCosts(plain_s, costs, context_step, context_row)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if _makes_sense(steps) else None
@@ -97,6 +98,8 @@ def write_calibration(path: Path, steps: StepCosts) -> None:
         "draft_read": steps.costs.draft_read,
         "draft_start": steps.costs.draft_start,
         "verify": list(steps.costs.verify),
+        "context_step": steps.context_step,
+        "context_row": steps.context_row,
     }
     with contextlib.suppress(ResourceError), atomic_file(path) as file:
         file.write(json.dumps(value).encode())
@@ -112,12 +115,17 @@ def _far_apart(a: CostModel, b: CostModel) -> bool:
 
 def _makes_sense(steps: StepCosts) -> bool:
     costs = steps.costs
-    numbers = [steps.plain_s, costs.draft_step, costs.draft_read, costs.draft_start, *costs.verify]
+    numbers = [
+        *(steps.plain_s, steps.context_step, steps.context_row),
+        *(costs.draft_step, costs.draft_read, costs.draft_start),
+        *costs.verify,
+    ]
     return (
         all(math.isfinite(number) for number in numbers)
         and 0 < steps.plain_s < _LONGEST_STEP_S
         and costs.verify[0] == 1
         and list(costs.verify) == sorted(costs.verify)
+        and min(steps.context_step, steps.context_row) >= 0
     )
 
 

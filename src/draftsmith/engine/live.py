@@ -7,9 +7,7 @@ may decide where rounds are cut. Sampled texts under the rejection rule get the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate
-from statistics import median
+from itertools import accumulate, chain
 
 from draftsmith.engine.calibrate import StepCosts
 from draftsmith.speculate import CostModel, RoundTimes
@@ -25,7 +23,7 @@ _STALE = 24  # ... as long as so many rounds have not gone by since
 _WARM = 2  # rounds since the last draft: after more of them the model's weights have left the caches
 _OUTLIER = 10.0  # a ratio beyond it counts as this
 _MOST = 3.0  # a correction beyond this factor is a fault of the clock, not of the machine
-_TABLE = 18  # sizes that are kept ready: a draft of the greatest length, and the bonus token
+_SAME_CONTEXT = 128  # tokens that a text grows by before other costs are looked up for it
 _LEAST_ROW = 0.02  # plain steps that a row more is taken to cost at least, where what it costs is corrected
 
 
@@ -44,21 +42,22 @@ class _Factor:
         ratio = min(max(ratio, 0.0), _OUTLIER)
         self._recent.append(ratio)
         self._many.append(ratio)
-        self.value = median(self._recent)
+        self.value = _median(self._recent)
 
     def forget(self) -> None:
         """What was measured first counts for one round more."""
         self._recent.append(1.0)
-        self.value = median(self._recent)
+        self.value = _median(self._recent)
 
     @property
     def for_good(self) -> float:
         """What many rounds say."""
-        return median(self._many) if len(self._many) >= _FOR_GOOD else 1.0
+        return _median(self._many) if len(self._many) >= _FOR_GOOD else 1.0
 
 
 class LiveCosts:
-    """``Costs`` that begin with ``steps`` and are corrected by ``see``, which hears of every round.
+    """``Costs`` that begin with ``steps``, follow a text as it grows, and are corrected by ``see``, which hears of all
+    rounds.
 
     What a round took is compared with the last few plain ones of the same text, when it happens: seconds of other texts
     tell of other contexts and of other times. Where a text has no plain rounds, all its checks together take their
@@ -66,12 +65,13 @@ class LiveCosts:
     nothing of what drafting would cost.
 
     What a check of three tokens or more costs above a plain step is the rows' computing, which others on the machine
-    slow down, and longer contexts, while reading the weights takes as long as before. So that part is corrected, for
+    slow down, while reading the weights takes as long as before. So that part is corrected, for
     all sizes together. Two tokens may cost no more than one; they have a factor of their own.
     """
 
     def __init__(self, steps: StepCosts) -> None:
         self._steps = steps
+        self._move(0)
         self._plain, self._any = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
         self._plain_speeds = deque[float](maxlen=_LONG_WINDOW)
         self._drafts, self._pairs, self._rows = _Factor(), _Factor(), _Factor()
@@ -82,7 +82,10 @@ class LiveCosts:
         """Compare a round's seconds with those expected of it."""
         if not times.apart:  # it says nothing about either part
             return
-        costs, plain_s = self._steps.costs, self._steps.plain_s
+        if times.context // _SAME_CONTEXT != self._context:
+            self._move(times.context // _SAME_CONTEXT)
+            self._correct()
+        costs, plain_s = self._now.costs, self._now.plain_s
         size = times.num_draft_tokens + 1
         self._any.append(times.check_s / (plain_s * self.verify_cost(size)))
         self._since_plain += 1
@@ -106,7 +109,7 @@ class LiveCosts:
             if size == 2:
                 self._pairs.see(took / told)
             else:
-                self._rows.see(1.0 + (took - told) / _above_plain(costs, size))
+                self._rows.see(1.0 + (took - told) / _above_plain(told, size))
             self._correct()
 
     def end_text(self) -> None:
@@ -134,56 +137,65 @@ class LiveCosts:
 
     def verify_cost(self, num_tokens: int) -> float:
         """See ``Costs``."""
-        if num_tokens <= _TABLE:
-            return self._verify[num_tokens - 1]
-        corrected = _corrected(self._steps.costs, num_tokens, self._pairs.value, self._rows.value)
-        return max(corrected, self._verify[-1])
+        if num_tokens > len(self._verify):
+            self._extend(num_tokens)
+        return self._verify[num_tokens - 1]
 
     def steps(self) -> StepCosts:
         """What many rounds have told, as if it had been measured like this."""
         costs, drafts = self._steps.costs, _bounded(self._drafts.for_good)
         pairs, rows = self._pairs.for_good, self._rows.for_good
-        sizes = range(1, len(costs.verify) + 1)
-        verify = [_corrected(costs, size, pairs, rows) for size in sizes]
+        more = (_with_rows(cost, size, rows) for size, cost in enumerate(costs.verify[2:], 3))
+        verify = tuple(accumulate(chain(_pair(costs, pairs), more), max))
         known = len(self._plain_speeds) >= _FOR_GOOD
-        scale = median(self._plain_speeds) if known else 1.0
+        scale = _median(self._plain_speeds) if known else 1.0
         return StepCosts(
             self._steps.plain_s * scale,
             CostModel(
-                costs.draft_step * drafts, _rising(verify), costs.draft_read * drafts, costs.draft_start * drafts
+                *(costs.draft_step * drafts, verify),
+                *(costs.draft_read * drafts, costs.draft_start * drafts),
             ),
+            self._steps.context_step,
+            self._steps.context_row,
         )
 
+    def _move(self, context: int) -> None:
+        """Look up what is told of texts of so many times ``_SAME_CONTEXT`` tokens."""
+        self._context, self._now = context, self._steps.at(context * _SAME_CONTEXT)
+
     def _correct(self) -> None:
-        """v(1), v(2), ... are asked for dozens of times a round."""
-        pairs, rows = self._pairs.value, self._rows.value
-        sizes = range(1, _TABLE + 1)
-        self._verify = _rising([_corrected(self._steps.costs, size, pairs, rows) for size in sizes])
+        """v(1), v(2), ... may change in every round; most of them are not asked for."""
+        self._verify = _pair(self._now.costs, self._pairs.value)
+
+    def _extend(self, longest: int) -> None:
+        for size in range(len(self._verify) + 1, longest + 1):
+            told = _with_rows(self._now.costs.verify_cost(size), size, self._rows.value)
+            self._verify.append(max(told, self._verify[-1]))
 
 
-def _above_plain(costs: CostModel, size: int) -> float:
+def _above_plain(told: float, size: int) -> float:
     """What a check of so many tokens costs above a plain step, in plain steps."""
-    return max(costs.verify_cost(size) - 1.0, _LEAST_ROW * (size - 1))
+    return max(told - 1.0, _LEAST_ROW * (size - 1))
 
 
-def _corrected(costs: CostModel, size: int, pairs: float, rows: float) -> float:
-    """v(size), where two tokens cost ``pairs`` times what was told, and what is above a plain step ``rows`` times."""
-    if size == 1:
-        return costs.verify_cost(1)
-    pair = costs.verify_cost(2) * _bounded(pairs)
-    if size == 2:
-        return pair
-    told = costs.verify_cost(size)
-    return max(pair, told * _bounded((told + (rows - 1.0) * _above_plain(costs, size)) / told))
+def _with_rows(told: float, size: int, rows: float) -> float:
+    """v(size), where what is above a plain step costs ``rows`` times what was told."""
+    return min(max(told + (rows - 1.0) * _above_plain(told, size), told / _MOST), told * _MOST)
 
 
-def _rising(costs: Sequence[float]) -> tuple[float, ...]:
-    """The same where a size costs at least what smaller ones do, and a plain step."""
-    return tuple(accumulate(costs, max, initial=1.0))[1:]
+def _pair(costs: CostModel, pairs: float) -> list[float]:
+    """v(1) and v(2), where two tokens cost ``pairs`` times what was told, and no less than one."""
+    return [costs.verify_cost(1), max(costs.verify_cost(1), costs.verify_cost(2) * _bounded(pairs))]
 
 
 def _typical(ratios: deque[float]) -> float | None:
-    return median(ratios) if len(ratios) >= _ENOUGH else None
+    return _median(ratios) if len(ratios) >= _ENOUGH else None
+
+
+def _median(ratios: deque[float]) -> float:
+    """A round asks for five of them: the library's takes longer than all else that is done for it."""
+    ordered, middle = sorted(ratios), len(ratios) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _bounded(factor: float) -> float:

@@ -304,7 +304,8 @@ class LLM:
         request, reply = self._request(prompt_ids, params, stops)
         drafter = self._drafter.drafter if self._drafter is not None else None
         state = self._store.take(request, drafter, self._options.rule)
-        policy, measured = self._policy_for(params), drafter is not None and self._options.num_draft_tokens == "auto"
+        policy = self._policy_for(params, len(prompt_ids))
+        measured = drafter is not None and self._options.num_draft_tokens == "auto"
 
         def hear(times: RoundTimes) -> None:
             reply.see(times)
@@ -344,12 +345,12 @@ class LLM:
         if wrong is not None:
             raise UsageError(f"{where} has the token id {wrong}; {self.name} has ids from 0 to {width - 1}")
 
-    def _policy_for(self, params: SamplingParams) -> LengthPolicy:
+    def _policy_for(self, params: SamplingParams, context: int) -> LengthPolicy:
         """The policy keeps what it has learnt and follows the clock, except where the text depends on the lengths of
-        drafts: there all requests start alike, with the costs as first measured.
+        drafts: there all requests start alike, with the costs as first measured for texts of such a length.
         """
         if self._options.num_draft_tokens == "auto" and self._options.rule == "rejection" and not params.greedy:
-            return MeasuredLength(lambda: self._calibrated().steps.costs)
+            return MeasuredLength(lambda: self._calibrated().steps.at(context).costs)
         return self._policy
 
     def _new_policy(self) -> LengthPolicy:

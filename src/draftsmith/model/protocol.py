@@ -22,6 +22,7 @@ __all__ = [
     "KVCache",
     "Logits",
     "Model",
+    "RepeatableCache",
     "TokenChoice",
     "TokenRun",
     "UnseenDraft",
@@ -46,6 +47,15 @@ class KVCache(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on. Needs 0 <= length <= self.length, else ValueError."""
+        ...
+
+
+@runtime_checkable
+class RepeatableCache(KVCache, Protocol):
+    """A cache that can be lengthened without a forward, for measurements."""
+
+    def repeat(self, length: int) -> None:
+        """Hold ``length`` tokens: those that are there, over and over. Needs whole blocks of them, else ValueError."""
         ...
 
 

@@ -237,16 +237,20 @@ class AutoLength:
         if drawn and upcoming is not None:
             if not self._is_covered(drafted + 1, drawn):
                 return False
-            gain = self._gain_of_copying(confidences, upcoming, self._drawn.speed.value, drawn=drawn)
+            enough = math.inf if instead else 0.0
+            gain = self._gain_of_copying(confidences, upcoming, self._drawn.speed.value, drawn=drawn, enough=enough)
             return gain > 0 and not (instead and gain < self._gain_of_drawing(confidences))
         if not self._can_afford(drafted + 1, free=upcoming is not None):
             return False
         if upcoming is None:
-            return self._gain_of_drawing(confidences) > 0 and (drafted > 0 or self._repays_what_was_missed())
+            return self._gain_of_drawing(confidences, enough=0.0) > 0 and (
+                drafted > 0 or self._repays_what_was_missed()
+            )
         # With a model to fall back on, nothing is learnt by trying a copy that could not be learnt more cheaply.
         instead = instead and self._would_draw()
         hopeful = not drafted and not instead
-        if self._gain_of_copying(confidences, upcoming, self._free.speed.value, hopeful=hopeful) <= 0:
+        speed = self._free.speed.value
+        if self._gain_of_copying(confidences, upcoming, speed, hopeful=hopeful, enough=0.0) <= 0:
             return False
         return not instead or self._gain_of_copying((), upcoming, self._drawn.speed.value) >= self._gain_of_drawing(())
 
@@ -317,7 +321,11 @@ class AutoLength:
 
     def _would_draw(self) -> bool:
         """Whether the model may begin a draft and is expected to gain by it."""
-        return self._can_afford(1, free=False) and self._gain_of_drawing(()) > 0 and self._repays_what_was_missed()
+        return (
+            self._can_afford(1, free=False)
+            and self._gain_of_drawing((), enough=0.0) > 0
+            and self._repays_what_was_missed()
+        )
 
     def _repays_what_was_missed(self) -> bool:
         """Whether drafts to come are expected to repay what the draft model has to read first: where the text's account
@@ -331,7 +339,8 @@ class AutoLength:
         drawing = self._costs.draft_start + num_drawn * self._costs.draft_step if num_drawn else 0.0
         return drawing + self._costs.verify_cost(length + 1)
 
-    def _gain_of_drawing(self, confidences: Sequence[float]) -> float:
+    def _gain_of_drawing(self, confidences: Sequence[float], enough: float = math.inf) -> float:
+        """See ``_gain``."""
         record = self._drawn
         at_first = not self._written and not self._unread
         chance, later = record.first.above(_AT_FIRST if at_first else _OPTIMISM), record.later.value
@@ -339,25 +348,38 @@ class AutoLength:
             after = record.after(confidences[-1])
             chance, later = after.above(_GOING_ON), after.value
         ahead, speed = chain((chance,), repeat(later)), record.speed.value
-        gain = self._gain(_product(record, confidences), ahead, len(confidences), self._costs.draft_step, speed)
-        return gain if confidences else gain - max(1.0, speed) * self._costs.draft_start
+        start = 0.0 if confidences else max(1.0, speed) * self._costs.draft_start
+        reach, step = _product(record, confidences), self._costs.draft_step
+        return self._gain(reach, ahead, len(confidences), step, speed, enough + start) - start
 
     def _gain_of_copying(
-        self, confidences: Sequence[float], upcoming: float, speed: float, *, hopeful: bool = False, drawn: int = 0
+        self,
+        confidences: Sequence[float],
+        upcoming: float,
+        speed: float,
+        *,
+        hopeful: bool = False,
+        drawn: int = 0,
+        enough: float = math.inf,
     ) -> float:
-        """After n / (n + 1) comes (n + 1) / (n + 2): with every token that is right, the match is longer by one."""
+        """See ``_gain``. After n / (n + 1) comes (n + 1) / (n + 2): with every token that is right, the match is longer
+        by one.
+        """
         match = upcoming / max(1e-9, 1 - upcoming)
         rates = (self._free.of((match + i) / (match + i + 1)) for i in count())
         ahead = (rate.optimistic if hopeful and not i else rate.value for i, rate in enumerate(rates))
         reach = _product(self._drawn, confidences[:drawn]) * _product(self._free, confidences[drawn:])
-        return self._gain(reach, ahead, len(confidences), 0.0, speed)
+        return self._gain(reach, ahead, len(confidences), 0.0, speed, enough)
 
-    def _gain(self, reach: float, chances: Iterator[float], drafted: int, draft_step: float, speed: float) -> float:
+    def _gain(
+        self, reach: float, chances: Iterator[float], drafted: int, draft_step: float, speed: float, enough: float
+    ) -> float:
         """The most that some number of further tokens is expected to gain above what its cost gains elsewhere.
 
         ``reach`` is the probability that all tokens so far are accepted, ``chances`` that the next ones are, each after
         the one before. ``speed`` is that of elsewhere: of rounds of the same kind, since copies come in stretches, and
-        so do places where there is nothing to copy. Not positive: no number of tokens pays.
+        so do places where there is nothing to copy. Not positive: no number of tokens pays. More than ``enough`` need
+        not be found.
         """
         rate, verify_cost = max(1.0, speed), self._costs.verify_cost
         gain, best, before = 0.0, -math.inf, verify_cost(drafted + 1)
@@ -366,6 +388,8 @@ class AutoLength:
             cost = verify_cost(k + 1)
             gain += reach - rate * (draft_step + cost - before)
             best, before = max(best, gain), cost
+            if best > enough:
+                break
             if gain + reach * (self._max_length - k) <= max(best, 0.0):
                 break  # whatever checks cost, no further token can change the answer
         return best

@@ -76,7 +76,8 @@ class Round:
 class RoundTimes:
     """What a round took: seconds of drafting, a model drawing ``num_drawn`` tokens, and of checking all.
 
-    ``apart``: the two were waited for one by one; else most of what drafting took is in ``check_s``.
+    ``context``: tokens that were there before it. ``apart``: the two were waited for one by one; else most of what
+    drafting took is in ``check_s``.
     """
 
     num_draft_tokens: int
@@ -84,6 +85,7 @@ class RoundTimes:
     draft_s: float
     check_s: float
     apart: bool = True
+    context: int = 0
 
 
 def generate(
@@ -140,7 +142,7 @@ def generate(
         if start > len(request.prompt_ids):
             if on_round:
                 elapsed, apart = time.perf_counter() - began, draft is proposed
-                on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, elapsed, apart))
+                on_round(RoundTimes(len(draft.token_ids), draft.num_drawn, draft_s, elapsed, apart, start))
         elif session and begin_text(policy, unread=start, left=end - len(ids)):
             session.read(ids)  # the prompt, as part of prefill
         yield finished
