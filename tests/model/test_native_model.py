@@ -145,7 +145,7 @@ def test_eight_bit_caches_lose_no_more_where_keys_have_large_biases(tmp_path: Pa
 
     exact, coarse = _other_weights(tmp_path, change, [(7 * i) % 128 for i in range(390)])
     difference = np.abs(coarse - exact)
-    assert 0 < difference.mean() < 0.03 * exact.std()  # as without them; rounded with the keys they would cost half of it
+    assert 0 < difference.mean() < 0.03 * exact.std()  # as without biases; rounded, they would cost 0.5
     assert np.quantile(difference, 0.999) < 0.2 * exact.std()
 
 
