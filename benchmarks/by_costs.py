@@ -42,7 +42,7 @@ class ByCosts:
         self._steps, self._error = steps, error
         self._unread = unread
         self._drawn = False
-        self.steps = 0.0  # plain steps that all rounds cost
+        self.steps = 0.0  # plain steps that all rounds cost, those of the context that each had
 
     def times(self, counts: RoundTimes) -> RoundTimes:
         """The round as it should have been."""

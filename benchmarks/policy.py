@@ -144,6 +144,8 @@ class Writer:
                 way.draft.calibration.live.see(told)
 
         policy = self._policy(way)
+        if way.draft is not None:
+            way.draft.calibration.live.begin_text(len(prompt_ids))
         rounds = generate(
             self.target.model,
             self._cache,
@@ -226,11 +228,12 @@ def load_drafts(names: Sequence[str], target: LoadedModel, options: EngineOption
 
 def share_costs(drafts: Sequence[Draft]) -> None:
     """The target's checks cost the same whoever drafted, and one model's drafts in every mix, as first measured."""
-    verify = drafts[0].calibration.steps.costs.verify
+    first = drafts[0].calibration.steps
     by_model: dict[int, StepCosts] = {}
     for draft in drafts:
         measured = draft.calibration.steps
-        shared = dataclasses.replace(measured, costs=dataclasses.replace(measured.costs, verify=verify))
+        costs = dataclasses.replace(measured.costs, verify=first.costs.verify)
+        shared = dataclasses.replace(first, plain_s=measured.plain_s, costs=costs)
         if draft.loaded.model is not None:
             shared = by_model.setdefault(id(draft.loaded.model), shared)
         draft.calibration.steps, draft.calibration.live = shared, LiveCosts(shared)
@@ -375,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _costs(draft: Draft) -> dict[str, Any]:
     steps, live = draft.calibration.steps, draft.calibration.live
-    sizes = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
+    sizes, end = (2, 3, 4, 5, 6, 7, 8, 9, 12, 16), live.steps()
     return {
         "plain_s": round(steps.plain_s, 5),
         "c": round(steps.costs.draft_step, 3),
@@ -383,7 +386,8 @@ def _costs(draft: Draft) -> dict[str, Any]:
         "start": round(steps.costs.draft_start, 3),
         "read": round(steps.costs.draft_read, 4),
         "v": {m: round(steps.costs.verify_cost(m), 3) for m in sizes},
-        "v at the end": {m: round(live.verify_cost(m), 3) for m in sizes},
+        "v at the end": {m: round(end.costs.verify_cost(m), 3) for m in sizes},
+        "for 1,024 tokens of context": [round(steps.context_step, 3), round(steps.context_row, 3)],
     }
 
 

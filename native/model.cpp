@@ -242,7 +242,7 @@ void Model::multiply(const Weights& w, size_t first_tile, size_t last_tile, cons
 
 void Model::project(Worker& worker, size_t m, const Layer& layer, const Input& in) {
     const size_t stride = layer.q.rows + layer.k.rows + layer.v.rows;
-    const struct { const Weights& weights; const Vector& bias; size_t column; } parts[] = {
+    const struct { const Weights& weights; Vector bias; size_t column; } parts[] = {
         {layer.q, layer.q_bias, 0}, {layer.k, layer.k_bias, layer.q.rows}, {layer.v, shape_.cache_type == CacheType::int8 ? Vector{} : layer.v_bias, layer.q.rows + layer.k.rows}};
     const size_t tiles = layer.q.tiles() + layer.k.tiles() + layer.v.tiles();
     worker.for_chunks(tiles, chunk_tiles(tiles, team_->size()), [&](size_t first, size_t last) {

@@ -118,10 +118,11 @@ class RepeatedCache(FakeCache):
 
 
 class ReadingModel(SlowModel):
-    """A forward of m tokens takes 10 + m ms, and their attention (m + 1) / 2 ms for every 1,024 tokens before them."""
+    """A forward of m tokens takes 10 + m ms, and attention ``first`` ms for every 1,024 tokens before them, and
+    ``slope`` more for every token but one."""
 
-    def __init__(self, clock: Clock, max_context: int, slope: float = 0.5) -> None:
-        self.slope = slope
+    def __init__(self, clock: Clock, max_context: int, first: float = 1.0, slope: float = 0.5) -> None:
+        self.first, self.slope = first, slope
         super().__init__(clock, 11e-3, 1e-3, max_context=max_context)
 
     def new_cache(self, capacity: int | None = None) -> FakeCache:
@@ -129,7 +130,8 @@ class ReadingModel(SlowModel):
 
     def forward(self, runs: Sequence[TokenRun]) -> list[Logits]:
         before, rows = runs[0].cache.length, len(runs[0].token_ids)
-        self.clock.seconds += (before - 64) / 1024 * (rows + 1) * self.slope * 1e-3 if before >= 64 else 0
+        attention = self.first + (rows - 1) * self.slope
+        self.clock.seconds += (before - 64) / 1024 * attention * 1e-3 if before >= 64 else 0
         return super().forward(runs)
 
 
@@ -150,6 +152,28 @@ def test_models_with_a_short_context_have_no_growth(max_context: int) -> None:
     assert measure_steps(ReadingModel(clock, max_context), clock=clock).context_step == 0
 
 
+def test_caches_that_cannot_be_lengthened_have_no_growth() -> None:
+    clock = Clock()
+    model = SlowModel(clock, 0.01, max_context=4096)
+    steps = measure_steps(model, clock=clock)
+    assert (steps.context_step, steps.context_row) == (0, 0)
+    assert model.tokens_read < 4000
+
+
+@pytest.mark.parametrize(("step", "row"), [(0.0, 0.5), (2.0, 0.0), (3.0, -0.25), (-1.0, 0.75)])
+def test_neither_part_of_the_growth_is_less_than_nothing(step: float, row: float) -> None:
+    """A line that falls counts as flat, one that begins below nothing begins there."""
+    clock = Clock()
+    model = ReadingModel(clock, max_context=2048, first=step, slope=row)
+    steps = measure_steps(model, clock=clock)
+    if min(step, row) >= 0:
+        assert (steps.context_step, steps.context_row) == pytest.approx((step / 11, row / 11))
+    else:
+        assert min(steps.context_step, steps.context_row) == 0 < max(steps.context_step, steps.context_row)
+        assert steps.context_step < max(0.0, step) / 11 or step < 0
+        assert steps.context_row < max(0.0, row) / 11 or row < 0
+
+
 def test_costs_after_a_context_are_in_units_of_its_plain_step() -> None:
     steps = StepCosts(2.0, CostModel(0.25, (1.0, 1.0, 1.5), 0.125, 0.0625), 0.25, 0.125)
     assert steps.at(0) == steps.at(64) == StepCosts(2.0, steps.costs)
@@ -157,10 +181,8 @@ def test_costs_after_a_context_are_in_units_of_its_plain_step() -> None:
     assert steps.at(64 + 4096) == StepCosts(4.0, CostModel(0.25, (1.0, 1.25, 1.75), 0.125, 0.0625))
 
 
-@pytest.mark.parametrize("slope", [-0.5, 0.0])
-def test_context_never_makes_steps_cheaper(slope: float) -> None:
+def test_context_never_makes_steps_cheaper() -> None:
     """Whatever noise says."""
     clock = Clock()
-    model = ReadingModel(clock, max_context=2048, slope=slope)
-    steps = measure_steps(model, clock=clock)
-    assert (steps.context_step, steps.context_row) == pytest.approx((0, 0), abs=1e-9)
+    steps = measure_steps(ReadingModel(clock, max_context=2048, first=-1.0, slope=-0.25), clock=clock)
+    assert (steps.context_step, steps.context_row) == (0, 0)

@@ -214,6 +214,14 @@ def test_corrected_costs_never_fall_and_triple_at_most() -> None:
         assert corrected[0] == 1.0
 
 
+def test_costs_are_those_of_a_text_before_any_of_its_rounds_is_seen() -> None:
+    live = LiveCosts(GROWING)
+    live.begin_text(5000)
+    assert [live.verify_cost(m) for m in (1, 2, 3)] == pytest.approx(GROWING.at(39 * 128).costs.verify)
+    live.begin_text(10)
+    assert [live.verify_cost(m) for m in (1, 2, 3)] == list(GROWING.costs.verify)
+
+
 def test_live_costs_are_those_of_the_context() -> None:
     """Rounds that take what they were expected to there change nothing else."""
     live, far = LiveCosts(GROWING), GROWING.at(1024)

@@ -78,6 +78,18 @@ RECIPES = {
     "8-bit keys and values, biases": Recipe(
         config={"architecture": "qwen2", "qkv_bias": True}, load={"quantize": "8bit", "cache_dtype": "int8"}
     ),
+    "8-bit keys and values, biases, a window, head size 80": Recipe(
+        config={
+            "architecture": "qwen2",
+            "qkv_bias": True,
+            "head_dim": 80,
+            "num_heads": 3,
+            "num_kv_heads": 1,
+            "sliding_window": 24,
+            "sliding_layers": (False, True),
+        },
+        load={"quantize": "8bit", "cache_dtype": "int8"},
+    ),
     "8-bit keys and values, a window, head size 80": Recipe(
         config={"architecture": "mistral", "head_dim": 80, "num_heads": 3, "num_kv_heads": 1, **SLIDING},
         load={"quantize": "4bit", "cache_dtype": "int8"},

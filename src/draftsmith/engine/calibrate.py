@@ -47,7 +47,8 @@ class StepCosts:
         """The same for texts of so many tokens: their plain step, and costs in units of that one.
 
         The weights are read once for all tokens of a check, but each of them has its own attention, so checks grow
-        dearer than plain steps do. What a model's drafts cost in plain steps stays: it has attention too.
+        dearer than plain steps do. What a model's drafts cost in plain steps is taken to stay, since it has attention
+        too. Beyond a window that all layers have, attention grows no more, which this does not know.
         """
         more = max(0, context - _CONTEXT) / _MORE
         plain = 1 + self.context_step * more
@@ -120,8 +121,9 @@ def measure_steps(
                 drafts[place % len(drafts)].run()
     known = _undisturbed(near)
     plain = known[0][1]
-    verify = _interpolated(_smoothed([(size, took / plain) for size, took in known]))
-    context = _growth(verify, [(size, took / plain) for size, took in _undisturbed(far)]) if far else (0.0, 0.0)
+    known = [(size, took / plain) for size, took in known]
+    verify = _interpolated(_smoothed(known))
+    context = _growth(known, [(size, took / plain) for size, took in _undisturbed(far)]) if far else (0.0, 0.0)
     if not drafts:
         return StepCosts(plain, CostModel(0.0, verify), *context)
     first, several, longest = (sorted(timer.seconds)[1] for timer in drafts)
@@ -131,15 +133,21 @@ def measure_steps(
     return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain), *context)
 
 
-def _growth(near: Sequence[float], far: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """What context adds to a plain step, and to each further token: the line that fits what it adds to some sizes.
+def _growth(near: Sequence[tuple[int, float]], far: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """What context adds to a plain step, and to each further token: the line that fits what it adds to some sizes, and
+    neither of the two less than nothing.
 
     What is measured is off by a share of the whole, so that is what the line's errors are to be small beside.
     """
-    rows, added = [size - 1 for size, _ in far], [took - near[size - 1] for size, took in far]
-    if len(far) == 1:
-        return max(0.0, added[0]), 0.0
-    row, step = np.polyfit(rows, added, 1, w=[1 / took for _, took in far])
+    before = _interpolated(near)
+    rows = np.array([size - 1 for size, _ in far])
+    added = np.array([took - before[size - 1] for size, took in far])
+    weights = np.array([1 / took for _, took in far])
+    row, step = np.polyfit(rows, added, 1, w=weights)
+    if row < 0:
+        row, step = 0.0, np.average(added, weights=weights**2)
+    elif step < 0:
+        row, step = np.average(added * rows, weights=weights**2) / np.average(rows**2, weights=weights**2), 0.0
     return max(0.0, float(step)), max(0.0, float(row))
 
 
@@ -174,8 +182,10 @@ def _draft_timers(draft: Model, clock: Callable[[], float]) -> list[_Timer]:
     """Of a draft of one token, of several, and of one after reading more: as far as the context goes."""
     several = _DRAWS if isinstance(draft, DraftingModel) and draft.max_context > _DRAWS else 1
     longest = max(size for size in _DRAFT_SIZES if size <= draft.max_context)
-    text = _short_text(draft, longest + several)
-    return [_Timer(draft, size, clock, text, draws) for size, draws in ((1, 1), (1, several), (longest, 1))]
+    return [  # with a text for each: on a GPU a cache tells how many tokens are to be written at once
+        _Timer(draft, size, clock, _short_text(draft, size + draws), draws)
+        for size, draws in ((1, 1), (1, several), (longest, 1))
+    ]
 
 
 def _timers(model: Model, sizes: Sequence[int], clock: Callable[[], float], text: KVCache) -> list[_Timer]:
@@ -233,7 +243,7 @@ def _short_text(model: Model, room: int) -> KVCache:
 
 def _longer_text(target: Model) -> KVCache | None:
     """Keys and values of a few tokens over and over: a step takes as long whatever they are. None where the model's
-    caches cannot do that, or its context is too short.
+    caches cannot do that, its context is too short, or there is no memory for it.
     """
     context = _CONTEXT + _MORE
     if context + _FAR_SIZES[-1] > target.max_context:
@@ -242,7 +252,10 @@ def _longer_text(target: Model) -> KVCache | None:
     if not fulfils(cache, RepeatableCache):
         return None
     target.forward([TokenRun(cache, [0] * _CONTEXT, num_logits=0)])
-    cache.repeat(context)
+    try:
+        cache.repeat(context)
+    except MemoryError:
+        return None
     return cache
 
 

@@ -71,20 +71,22 @@ class LiveCosts:
 
     def __init__(self, steps: StepCosts) -> None:
         self._steps = steps
-        self._move(0)
+        self._part, self._now = 0, steps  # how long the text is, and what is told of such ones
         self._plain, self._any = deque[float](maxlen=_RECENT), deque[float](maxlen=_RECENT)
         self._plain_speeds = deque[float](maxlen=_LONG_WINDOW)
         self._drafts, self._pairs, self._rows = _Factor(), _Factor(), _Factor()
         self._since_plain, self._since_draft = 0, _WARM  # rounds
         self._correct()
 
+    def begin_text(self, context: int) -> None:
+        """A text begins with so many tokens, of which costs will be asked before any of its rounds is seen."""
+        self._follow(context)
+
     def see(self, times: RoundTimes) -> None:
         """Compare a round's seconds with those expected of it."""
+        self._follow(times.context)
         if not times.apart:  # it says nothing about either part
             return
-        if times.context // _SAME_CONTEXT != self._context:
-            self._move(times.context // _SAME_CONTEXT)
-            self._correct()
         costs, plain_s = self._now.costs, self._now.plain_s
         size = times.num_draft_tokens + 1
         self._any.append(times.check_s / (plain_s * self.verify_cost(size)))
@@ -152,16 +154,21 @@ class LiveCosts:
         return StepCosts(
             self._steps.plain_s * scale,
             CostModel(
-                *(costs.draft_step * drafts, verify),
-                *(costs.draft_read * drafts, costs.draft_start * drafts),
+                draft_step=costs.draft_step * drafts,
+                verify=verify,
+                draft_read=costs.draft_read * drafts,
+                draft_start=costs.draft_start * drafts,
             ),
             self._steps.context_step,
             self._steps.context_row,
         )
 
-    def _move(self, context: int) -> None:
-        """Look up what is told of texts of so many times ``_SAME_CONTEXT`` tokens."""
-        self._context, self._now = context, self._steps.at(context * _SAME_CONTEXT)
+    def _follow(self, context: int) -> None:
+        """Look up what is told of texts of about so many tokens."""
+        part = context // _SAME_CONTEXT
+        if part != self._part:
+            self._part, self._now = part, self._steps.at(part * _SAME_CONTEXT)
+            self._correct()
 
     def _correct(self) -> None:
         """v(1), v(2), ... may change in every round; most of them are not asked for."""

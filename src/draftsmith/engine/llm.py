@@ -324,6 +324,11 @@ class LLM:
             on_prompt=on_prompt,
         )
 
+        def prepare() -> None:
+            if isinstance(policy, MeasuredLength):
+                policy.prepare()
+                self._calibrated().live.begin_text(len(prompt_ids))
+
         def end(token_ids: tuple[int, ...] | None) -> None:
             self._store.give_back(state, token_ids)
             if self._calibration is not None:
@@ -334,7 +339,7 @@ class LLM:
             rounds,
             reply,
             load_s=self._load_s,
-            before_drafting=policy.prepare if drafter is not None and isinstance(policy, MeasuredLength) else None,
+            before_drafting=prepare if drafter is not None else None,
             on_plain_round=self._plain_rounds.append,
             on_end=end,
         )
