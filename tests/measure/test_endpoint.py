@@ -127,7 +127,8 @@ def test_tokens_and_seconds_are_those_that_the_client_saw() -> None:
         [(path, body, _)] = server.asked
     assert (reply.text, reply.num_tokens, reply.counted, reply.drafted, reply.accepted) == ("abcd", 7, "endpoint", 8, 6)
     assert 0.06 <= reply.first_s < 0.5
-    assert 0.09 <= reply.rest_s < 0.6
+    assert 0 < reply.rest_s < 0.6
+    assert reply.first_s + reply.rest_s >= 0.15  # a client that is late for the first piece waits less for the rest
     assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "hello"}]
     assert (body["model"], body["temperature"], body["max_tokens"], body["stream"]) == ("small", 0, 24, True)
