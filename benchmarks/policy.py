@@ -145,7 +145,7 @@ class Writer:
 
         policy = self._policy(way)
         if way.draft is not None:
-            way.draft.calibration.live.begin_text(len(prompt_ids))
+            way.draft.calibration.live.follow(len(prompt_ids))
         rounds = generate(
             self.target.model,
             self._cache,

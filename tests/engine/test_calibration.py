@@ -6,19 +6,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
+from draftsmith.engine import LLM
 from draftsmith.engine import calibration as module
-from draftsmith.engine.calibrate import StepCosts
+from draftsmith.engine.calibrate import MeasuredLength, StepCosts
 from draftsmith.engine.calibration import Calibration, calibration_path, read_calibration, write_calibration
 from draftsmith.engine.live import LiveCosts
 from draftsmith.engine.loading import LoadedDrafter, LoadedModel
 from draftsmith.model.protocol import Model
 from draftsmith.speculate import CostModel, PromptLookupDrafter, RoundTimes
 from draftsmith.text import Tokenizer
+from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel
+from tests.support.fakes import byte_tokenizer as make_tokenizer
 
 GROWING = StepCosts(0.02, CostModel(0.3, (1.0, 1.1, 1.5)), 0.25, 0.125)
 STEPS = StepCosts(0.02, CostModel(0.3, tuple(1 + 0.05 * size for size in range(32)), 0.02))
@@ -216,9 +220,9 @@ def test_corrected_costs_never_fall_and_triple_at_most() -> None:
 
 def test_costs_are_those_of_a_text_before_any_of_its_rounds_is_seen() -> None:
     live = LiveCosts(GROWING)
-    live.begin_text(5000)
+    live.follow(5000)
     assert [live.verify_cost(m) for m in (1, 2, 3)] == pytest.approx(GROWING.at(39 * 128).costs.verify)
-    live.begin_text(10)
+    live.follow(10)
     assert [live.verify_cost(m) for m in (1, 2, 3)] == list(GROWING.costs.verify)
 
 
@@ -293,3 +297,22 @@ def test_a_file_that_proved_wrong_is_written_anew(byte_tokenizer: Tokenizer, mea
     assert again.costs.draft_step == pytest.approx(2 * STEPS.costs.draft_step)
     assert known.steps == STEPS  # what sampled texts under the rejection rule go by stays
     assert measuring.calls == 1
+
+
+def test_a_text_goes_by_the_costs_of_its_prompt_before_its_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[int] = []
+    follow = LiveCosts.follow
+    monkeypatch.setattr(LiveCosts, "follow", lambda self, context: (contexts.append(context), follow(self, context)))
+    llm = LLM(LoadedModel("target", FakeModel(), make_tokenizer(), None), "lookup")
+    llm.generate([[97] * 300], SamplingParams(greedy=True, max_new_tokens=4))
+    assert contexts[0] == 300
+    assert contexts[1:] == sorted(contexts[1:])
+    assert contexts[1] > 300
+
+
+def test_sampled_texts_under_rejection_go_by_the_costs_of_their_prompts_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(LoadedModel("target", FakeModel(), make_tokenizer(), None), "lookup", rule="rejection")
+    monkeypatch.setattr(llm, "_calibrated", lambda: SimpleNamespace(steps=GROWING))
+    policy = llm._policy_for(SamplingParams(seed=1), 1088)
+    assert isinstance(policy, MeasuredLength)
+    assert policy.prepare()._costs == GROWING.at(1088).costs

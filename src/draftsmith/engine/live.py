@@ -65,8 +65,8 @@ class LiveCosts:
     nothing of what drafting would cost.
 
     What a check of three tokens or more costs above a plain step is the rows' computing, which others on the machine
-    slow down, while reading the weights takes as long as before. So that part is corrected, for
-    all sizes together. Two tokens may cost no more than one; they have a factor of their own.
+    slow down, while reading the weights takes as long as before. So that part is corrected, for all sizes together. Two
+    tokens may cost no more than one; they have a factor of their own.
     """
 
     def __init__(self, steps: StepCosts) -> None:
@@ -78,13 +78,16 @@ class LiveCosts:
         self._since_plain, self._since_draft = 0, _WARM  # rounds
         self._correct()
 
-    def begin_text(self, context: int) -> None:
-        """A text begins with so many tokens, of which costs will be asked before any of its rounds is seen."""
-        self._follow(context)
+    def follow(self, context: int) -> None:
+        """A text has so many tokens now. To be told when one begins: costs are asked for before any round is seen."""
+        part = context // _SAME_CONTEXT
+        if part != self._part:
+            self._part, self._now = part, self._steps.at(part * _SAME_CONTEXT)
+            self._correct()
 
     def see(self, times: RoundTimes) -> None:
         """Compare a round's seconds with those expected of it."""
-        self._follow(times.context)
+        self.follow(times.context)
         if not times.apart:  # it says nothing about either part
             return
         costs, plain_s = self._now.costs, self._now.plain_s
@@ -162,13 +165,6 @@ class LiveCosts:
             self._steps.context_step,
             self._steps.context_row,
         )
-
-    def _follow(self, context: int) -> None:
-        """Look up what is told of texts of about so many tokens."""
-        part = context // _SAME_CONTEXT
-        if part != self._part:
-            self._part, self._now = part, self._steps.at(part * _SAME_CONTEXT)
-            self._correct()
 
     def _correct(self) -> None:
         """v(1), v(2), ... may change in every round; most of them are not asked for."""

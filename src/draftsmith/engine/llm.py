@@ -327,7 +327,7 @@ class LLM:
         def prepare() -> None:
             if isinstance(policy, MeasuredLength):
                 policy.prepare()
-                self._calibrated().live.begin_text(len(prompt_ids))
+                self._calibrated().live.follow(len(prompt_ids))
 
         def end(token_ids: tuple[int, ...] | None) -> None:
             self._store.give_back(state, token_ids)
