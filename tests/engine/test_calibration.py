@@ -302,7 +302,12 @@ def test_a_file_that_proved_wrong_is_written_anew(byte_tokenizer: Tokenizer, mea
 def test_a_text_goes_by_the_costs_of_its_prompt_before_its_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: list[int] = []
     follow = LiveCosts.follow
-    monkeypatch.setattr(LiveCosts, "follow", lambda self, context: (contexts.append(context), follow(self, context)))
+
+    def heard(live: LiveCosts, context: int) -> None:
+        contexts.append(context)
+        follow(live, context)
+
+    monkeypatch.setattr(LiveCosts, "follow", heard)
     llm = LLM(LoadedModel("target", FakeModel(), make_tokenizer(), None), "lookup")
     llm.generate([[97] * 300], SamplingParams(greedy=True, max_new_tokens=4))
     assert contexts[0] == 300
