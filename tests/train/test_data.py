@@ -19,7 +19,7 @@ from draftsmith.text import AlpacaFormat, Tokenizer, choose_format
 from draftsmith.train.audit import spans, summarise
 from draftsmith.train.encode import TooLong, encode, fit
 from draftsmith.train.prepare import DataPlan, prepare
-from draftsmith.train.rows import BadRow, Conversation, Preference, Text, parse_prompt, parse_row
+from draftsmith.train.rows import BadRow, Conversation, Preference, Text, parse_prompt, parse_prompts_between, parse_row
 from draftsmith.train.schema import DataFormat, DataSource
 from draftsmith.types import Message
 from tests.support.fakes import EOS, byte_tokenizer
@@ -87,6 +87,19 @@ def test_prompts_keep_the_users_turns_only() -> None:
         parse_prompt({"text": "a"})
 
 
+def test_prompts_between_given_replies() -> None:
+    said = [("system", "be"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    row = {"conversations": [{"from": role, "value": text} for role, text in said]}
+    system, *turns = (Message({"human": "user", "gpt": "assistant"}.get(role, role), text) for role, text in said)
+    assert parse_prompts_between(row) == [(system, *turns[:1]), (system, *turns[:3])]
+    assert parse_prompts_between({"system": "be", "prompt": "a"}) == [(system, turns[0])]
+    assert parse_prompts_between({"turns": ["a"]}) == [(Message("user", "a"),)]
+    with pytest.raises(BadRow, match="turns without the replies between them"):
+        parse_prompts_between({"turns": ["a", "b"]})
+    with pytest.raises(BadRow, match="two messages from the user follow each other"):
+        parse_prompts_between({"messages": [{"role": "user", "content": text} for text in "ab"]})
+
+
 _WORDS = (
     "messages conversations instruction input output prompt completion chosen rejected text role content from value"
 )
@@ -117,6 +130,13 @@ def test_whatever_a_prompt_row_holds_it_is_read_or_refused(row: dict[str, Any]) 
         return
     assert messages[-1].role == "user"
     assert all(message.content.strip() for message in messages)
+    try:
+        between = parse_prompts_between(row)
+    except BadRow:
+        return
+    asked = [tuple(message for message in prompt if message.role != "assistant") for prompt in between]
+    assert asked[-1] == messages
+    assert all(prompt[-1].role == "user" and prompt == messages[: len(prompt)] for prompt in asked)
 
 
 def test_the_mask_of_a_multi_turn_row_is_the_one_written_by_hand() -> None:

@@ -15,8 +15,8 @@ import pytest
 from draftsmith.engine import LLM
 from draftsmith.errors import CheckpointError, DraftsmithError, TokenizerError, UsageError
 from draftsmith.train.parts import part_metadata, read_parts
-from draftsmith.train.prompts import read_prompts, that_fit, write_prompts
-from draftsmith.train.replies import write_replies, write_replies_together
+from draftsmith.train.prompts import prompt_key, read_prompts, that_fit, write_prompts
+from draftsmith.train.replies import parts_of, write_replies, write_replies_together
 from draftsmith.train.schema import DataSource, GenerateStage
 from draftsmith.types import Completion, FinishReason, Message, SamplingParams
 from tests.support.fakes import EOS
@@ -114,6 +114,32 @@ def test_every_turn_of_a_conversation_is_answered(llm: LLM, tmp_path: Path) -> N
     reply = llm.tokenizer.decode(first.ids[first.mask].tolist())
     history = [Message("user", "hi"), Message("assistant", reply), Message("user", "so")]
     assert tuple(second.ids[~second.mask]) == llm.prompt_format.encode(history).token_ids
+
+
+def test_replies_that_are_given_stay(llm: LLM, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    said = [("user", "hi"), ("assistant", "yes?"), ("user", "so"), ("assistant", "well")]
+    path.write_text(json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}))
+    asked = read_prompts([DataSource(path=str(path))], pytest.fail, given=True)
+    messages = [Message(role, text) for role, text in said]
+    assert asked == [(messages[0],), tuple(messages[:3])]
+    assert that_fit(asked, llm, pytest.fail) == asked
+    write_replies(llm, STAGE, asked, tmp_path / "replies", lambda _: None)
+    documents = read_parts(tmp_path / "replies/part-00000.safetensors", llm.tokenizer.fingerprint())
+    prompts_seen = {tuple(document.ids[~document.mask].tolist()) for document in documents}
+    assert prompts_seen == {llm.prompt_format.encode(prompt).token_ids for prompt in asked}
+
+
+def test_all_turns_of_a_conversation_are_held_out_together() -> None:
+    stage = replace(STAGE, heldout_share=0.5)
+    asked: list[tuple[Message, ...]] = []
+    for number in range(20):
+        opening = Message("user", f"write {number}")
+        asked += [(opening,), (opening, Message("assistant", "yes"), Message("user", "more"))]
+    sides = {job.key.partition("-")[0]: part.held_out for part in parts_of(asked, stage) for job in part.jobs}
+    of = [sides[prompt_key(prompt)[:24]] for prompt in asked]
+    assert of[0::2] == of[1::2]
+    assert 3 < sum(of[0::2]) < 17
 
 
 def test_prompts_come_once_and_bad_ones_are_told(tmp_path: Path) -> None:

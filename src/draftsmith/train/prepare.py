@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from draftsmith.errors import UsageError
 from draftsmith.text import PromptFormat, Tokenizer
 from draftsmith.train.encode import Document, TooLong, TooLongChoice, encode, fit
 from draftsmith.train.files import RowProblem, list_files, read_rows
+from draftsmith.train.pairs import pairs_of_replies
 from draftsmith.train.parts import PART_PATTERN, read_parts
 from draftsmith.train.rows import BadRow, Preference, parse_row
 from draftsmith.train.schema import DataSource
@@ -88,7 +89,8 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
             raise UsageError(f'{what}, and nothing was trained; mend or remove the rows, or set bad_rows = "skip"')
         if rows == problems + skipped:
             names = ", ".join(source.path for source in plan.sources)
-            raise UsageError(f"no row of {names} is left to train on ({what}, {skipped} are too long); check the data")
+            advice = _NO_PAIRS if plan.group == 2 and any(map(_is_target, plan.sources)) else "check the data"
+            raise UsageError(f"no row of {names} is left to train on ({what}, {skipped} are too long); {advice}")
         return writer.finish({"rows": rows, "bad_rows": problems, "too_long": skipped})
 
 
@@ -104,11 +106,8 @@ def documents_of(plan: DataPlan) -> Iterator[list[tuple[Document, ...]] | RowPro
 def _rows_of(source: DataSource, plan: DataPlan) -> Iterator[list[tuple[Document, ...]] | RowProblem]:
     files = _files_of(source)
     if _is_target(source):
-        if plan.group != 1:
-            raise UsageError(f"{source.path} holds replies of a target, but preferences are needed; give such rows")
-        for file in files:
-            for number, document in enumerate(read_parts(file, plan.tokenizer.fingerprint()), start=1):
-                yield _fitted((document,), plan, file, number)
+        for file, number, documents in _replies_of(files, plan):
+            yield _fitted(documents, plan, file, number)
         return
     for file in files:
         for row in read_rows(file):
@@ -126,6 +125,21 @@ def _rows_of(source: DataSource, plan: DataPlan) -> Iterator[list[tuple[Document
             yield _fitted(documents, plan, file, row.number)
 
 
+def _replies_of(files: Sequence[Path], plan: DataPlan) -> Iterator[tuple[Path, int, tuple[Document, ...]]]:
+    """What a generate stage wrote: each reply, or the preferences that replies to one prompt make."""
+    fingerprint = plan.tokenizer.fingerprint()
+    if plan.group == 2:
+        yield from pairs_of_replies(files, fingerprint, plan.tokenizer.eos_ids)
+        return
+    for file in files:
+        for number, document in enumerate(read_parts(file, fingerprint), start=1):
+            yield file, number, (document,)
+
+
+_NO_PAIRS = (
+    "replies are preferences where, of several to one prompt, some ended and some did not; give more samples, or pairs "
+    "of chosen and rejected"
+)
 _NOT_HERE = "is a preference, which only a dpo stage learns from; expected a conversation or text"
 
 

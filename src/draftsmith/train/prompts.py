@@ -13,9 +13,9 @@ from typing import Protocol
 
 from draftsmith.errors import UsageError
 from draftsmith.text import PromptFormat, Tokenizer
-from draftsmith.train.files import RowProblem, list_files, read_rows
+from draftsmith.train.files import Row, RowProblem, list_files, read_rows
 from draftsmith.train.prepare import Tell
-from draftsmith.train.rows import BadRow, parse_prompt
+from draftsmith.train.rows import BadRow, parse_prompt, parse_prompts_between
 from draftsmith.train.schema import DataSource, GenerateStage
 from draftsmith.types import Completion, Message, SamplingParams
 
@@ -45,29 +45,40 @@ class Writer(Protocol):
     ) -> list[Completion]: ...
 
 
-def read_prompts(sources: Iterable[DataSource], tell: Tell) -> list[tuple[Message, ...]]:
-    """The prompts of all sources, each once, in order. Raises UsageError, after telling each bad row."""
+def read_prompts(sources: Iterable[DataSource], tell: Tell, given: bool = False) -> list[tuple[Message, ...]]:
+    """The prompts of all sources, each once, in order; ``given``: those between a row's replies, which stay.
+
+    Raises UsageError, after telling each bad row.
+    """
     seen: set[str] = set()
     prompts: list[tuple[Message, ...]] = []
     problems = 0
     for source in sources:
         rows = (row for file in list_files(Path(source.path)) for row in read_rows(file))
         for row in islice(rows, source.limit):
-            problem = row if isinstance(row, RowProblem) else None
-            if not isinstance(row, RowProblem):
-                try:
-                    messages = parse_prompt(row.values)
-                except BadRow as error:
-                    problem = RowProblem(row.file, row.number, str(error))
-            if problem is not None:
+            try:
+                found = _prompts_of(row, given)
+            except BadRow as error:
                 problems += 1
-                tell(str(problem))
-            elif (key := prompt_key(messages)) not in seen:
-                seen.add(key)
-                prompts.append(messages)
+                tell(str(error))
+                continue
+            for messages in found:
+                if (key := prompt_key(messages)) not in seen:
+                    seen.add(key)
+                    prompts.append(messages)
     if problems:
         raise UsageError(f"{problems} rows hold no prompt, and nothing was generated; mend or remove them")
     return prompts
+
+
+def _prompts_of(row: Row | RowProblem, given: bool) -> list[tuple[Message, ...]]:
+    """Raises BadRow that names file and row."""
+    if isinstance(row, RowProblem):
+        raise BadRow(str(row))
+    try:
+        return parse_prompts_between(row.values) if given else [parse_prompt(row.values)]
+    except BadRow as error:
+        raise BadRow(str(RowProblem(row.file, row.number, str(error)))) from None
 
 
 def that_fit(prompts: Sequence[tuple[Message, ...]], writer: Writer, tell: Tell) -> list[tuple[Message, ...]]:
@@ -85,9 +96,9 @@ def that_fit(prompts: Sequence[tuple[Message, ...]], writer: Writer, tell: Tell)
 
 
 def first_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages up to the first of the user; empty when there is none."""
+    """The messages up to the first of the user that has no reply; empty when there is none."""
     for count, message in enumerate(messages, start=1):
-        if message.role == "user":
+        if message.role == "user" and (count == len(messages) or messages[count].role != "assistant"):
             return tuple(messages[:count])
     return ()
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,8 @@ def parts_of(prompts: Sequence[tuple[Message, ...]], stage: GenerateStage) -> li
 
 
 def _is_held_out(messages: tuple[Message, ...], stage: GenerateStage) -> bool:
-    return seed_of(stage.seed, prompt_key(messages), "heldout") / 2.0**63 < stage.heldout_share
+    opening = tuple(takewhile(lambda message: message.role != "assistant", messages))  # all turns of one on one side
+    return seed_of(stage.seed, prompt_key(opening), "heldout") / 2.0**63 < stage.heldout_share
 
 
 def _job(messages: tuple[Message, ...], sample: int, stage: GenerateStage) -> Job:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from draftsmith.train.schema import DataFormat
 from draftsmith.types import Message
 
-__all__ = ["BadRow", "Conversation", "Preference", "Text", "parse_prompt", "parse_row"]
+__all__ = ["BadRow", "Conversation", "Preference", "Text", "parse_prompt", "parse_prompts_between", "parse_row"]
 
 _ROLES = {
     "system": "system",
@@ -86,6 +87,20 @@ def parse_prompt(values: Mapping[str, Any]) -> tuple[Message, ...]:
     if kind in ("pairs", "preference") and isinstance(values.get("prompt", values.get("question")), str):
         return (*_system(values), Message("user", _text(values, *_QUESTIONS)))
     raise BadRow("has no prompt; expected turns, prompt, question, instruction, messages or conversations")
+
+
+def parse_prompts_between(values: Mapping[str, Any]) -> list[tuple[Message, ...]]:
+    """Every user turn of a row with what stands before it, the row's replies included. Raises BadRow."""
+    every = parse_prompt(values)
+    if sum(message.role == "user" for message in every) == 1:
+        return [every]
+    if isinstance(values.get("turns"), list):
+        raise BadRow('has turns without the replies between them; expected messages, or turns = "written"')
+    every = _messages(values, "messages" if "messages" in values else "conversations")
+    for before, message in pairwise(every):
+        if before.role == message.role:
+            raise BadRow(f"two messages from the {message.role} follow each other; expected a reply between turns")
+    return [every[: end + 1] for end, message in enumerate(every) if message.role == "user"]
 
 
 def _recognise(values: Mapping[str, Any]) -> str:

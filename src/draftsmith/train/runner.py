@@ -88,7 +88,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _run(recipe: Recipe, stage: Stage, reporter: Reporter, own: World, ray_workers: int | None) -> dict[str, Any]:
     folder, work = recipe.output / stage.name, recipe.output / f".{stage.name}.work"
     settings = json.loads(json.dumps(stage_settings(stage)))
-    done = _finished(folder, settings)
+    done = _finished(folder, stage, settings)
     own.wait()  # all have looked before anything is written
     if done is not None:
         reporter.tell(f"{stage.name}: done before, in {folder}")
@@ -166,7 +166,7 @@ def _made(stage: Stage, model: str, place: Workplace, own: World) -> tuple[Learn
 
 
 def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, Any]:
-    prompts = read_prompts(map(place.find_data, stage.prompts), place.tell)
+    prompts = read_prompts(map(place.find_data, stage.prompts), place.tell, given=stage.turns == "given")
     writer = load_writer(stage, model)
     if stage.num_prompts:
         prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)
@@ -192,8 +192,9 @@ def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, A
     return {"target": writer.name, "data": counts | left_out}
 
 
-def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What stage.json says if the folder is there and was made with these settings."""
+def _finished(folder: Path, stage: Stage, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stage.json says if the folder is there and was made with these settings; ones that it does not name, as
+    they came later, had their defaults."""
     if not folder.exists():
         return None
     try:
@@ -201,10 +202,12 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         made_with = record["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder} is there already and is no finished stage; remove it") from None
-    other = [key for key in settings if made_with.get(key) != settings[key]]
+    defaults = stage_settings(type(stage)(name=stage.name, kind=stage.kind))
+    made_with = {**json.loads(json.dumps(defaults)), **made_with}
+    other = [key for key in settings if made_with[key] != settings[key]]
     if other:
         raise UsageError(
-            f"{folder} was made with {other[0]} = {made_with.get(other[0])!r:.80}, the recipe says "
+            f"{folder} was made with {other[0]} = {made_with[other[0]]!r:.80}, the recipe says "
             f"{settings[other[0]]!r:.80}; remove the folder or choose another output"
         )
     return record

@@ -234,7 +234,10 @@ class DistillStage(TrainingStage):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DpoStage(TrainingStage):
-    """Direct preference optimisation (arXiv:2305.18290), or IPO (arXiv:2310.12036), against the stage's own start."""
+    """Direct preference optimisation (arXiv:2305.18290), or IPO (arXiv:2310.12036), against the stage's own start.
+
+    ``data`` may be the folder of a generate stage with several ``samples``: replies that end are preferred to others.
+    """
 
     loss: Literal["dpo", "ipo"] = "dpo"
     beta: float = 0.1
@@ -247,8 +250,10 @@ class GenerateStage(Stage):
 
     ``model`` is the target. ``num_prompts``: so many more prompts that the target makes up itself, from its template's
     user turn (arXiv:2406.08464), which begins with one of ``prompt_starts`` in turn (an empty one leaves the beginning
-    to the target). ``samples``: replies to each prompt. ``greedy_share``: of the replies, drawn by the seed, that are
-    written greedily. ``processes``: engines side by side, each with ``threads``.
+    to the target). ``turns``: the target writes the replies between a prompt's turns too; or they are given, and each
+    turn of the user's, with what stands before it, is a prompt of its own. ``samples``: replies to each prompt.
+    ``greedy_share``: of the replies, drawn by the seed, that are written greedily. ``processes``: engines side by side,
+    each with ``threads``.
 
     ``heldout_share``: of the prompts, drawn by the seed, whose replies go to the folder ``heldout`` below the stage's
     and not to the rest: ``stage:NAME/heldout``. ``endpoint``: an OpenAI-compatible server that writes instead of the
@@ -259,6 +264,7 @@ class GenerateStage(Stage):
     prompts: tuple[DataSource, ...] = ()
     num_prompts: int = 0
     prompt_starts: tuple[str, ...] = ()
+    turns: Literal["written", "given"] = "written"
     samples: int = 1
     greedy_share: float = 0.0
     heldout_share: float = 0.0
