@@ -387,7 +387,7 @@ def _costs(draft: Draft) -> dict[str, Any]:
         "read": round(steps.costs.draft_read, 4),
         "v": {m: round(steps.costs.verify_cost(m), 3) for m in sizes},
         "v at the end": {m: round(end.costs.verify_cost(m), 3) for m in sizes},
-        "for 1,024 tokens of context": [round(steps.context_step, 3), round(steps.context_row, 3)],
+        "for 1,024 tokens of context": [round(steps.costs.context_step, 3), round(steps.costs.context_row, 3)],
     }
 
 

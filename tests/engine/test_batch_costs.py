@@ -231,9 +231,9 @@ def test_a_check_is_shared_with_as_many_as_have_drafts(monkeypatch: pytest.Monke
     expected: list[int] = []
     set_costs = BatchCosts.set
 
-    def watched(costs: BatchCosts, *, writing: int, drafting: int, reading: int, running: int) -> None:
+    def watched(costs: BatchCosts, *, writing: int, drafting: int, reading: int, running: int, context: float) -> None:
         expected.append(drafting)
-        set_costs(costs, writing=writing, drafting=drafting, reading=reading, running=running)
+        set_costs(costs, writing=writing, drafting=drafting, reading=reading, running=running, context=context)
 
     monkeypatch.setattr(BatchCosts, "set", watched)
     drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE) if all_draft else Seldom()
@@ -257,11 +257,11 @@ def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int
     assert measured.draft_step == COSTS.draft_step
     assert measured.verify_cost(tokens) == pytest.approx(COSTS.verify_cost(tokens))
     linear = BatchCosts(CostModel(0.5, (1.0, 2.0)))
-    linear.set(writing=writing, drafting=drafting, reading=reading, running=writing)
+    linear.set(writing=writing, drafting=drafting, reading=reading, running=writing, context=64)
     assert linear.verify_cost(tokens) == pytest.approx(tokens + handling / writing)
     assert linear.draft_step == pytest.approx(0.5)
     free = BatchCosts(CostModel(0.5, (1.0, 1.0)))
-    free.set(writing=writing, drafting=drafting, reading=reading, running=writing)
+    free.set(writing=writing, drafting=drafting, reading=reading, running=writing, context=64)
     assert free.verify_cost(tokens) == pytest.approx(1.0 + handling)
     assert free.draft_step == pytest.approx(0.5 * writing / drafting)
 
@@ -269,8 +269,51 @@ def test_costs_in_a_batch(writing: int, drafting: int, reading: int, tokens: int
 def test_all_that_run_wait_while_the_draft_model_reads() -> None:
     """Also those whose prompts are still to be read: one that writes beside three of them costs what four would."""
     costs = BatchCosts(CostModel(0.5, (1.0, 1.0, 1.0, 1.6), draft_read=0.1))
-    costs.set(writing=1, drafting=1, reading=8, running=4)
+    costs.set(writing=1, drafting=1, reading=8, running=4, context=0)
     assert costs.draft_read == pytest.approx(0.1 * 4 / 1.6)
+
+
+GROWING = CostModel(0.2, (1.0, 1.1, 1.2, 1.3), 0.05, 0.1, context_step=0.3, context_row=0.1)
+
+
+@given(context=st.floats(0, 1e5), tokens=st.integers(1, 20))
+def test_a_text_alone_costs_what_texts_of_its_length_do(context: float, tokens: int) -> None:
+    batch, alone = BatchCosts(GROWING), GROWING.at(context)
+    batch.set(writing=1, drafting=1, reading=0, running=1, context=context)
+    assert batch.verify_cost(tokens) == pytest.approx(alone.verify_cost(tokens))
+    assert batch.draft_step == pytest.approx(alone.draft_step)
+    assert batch.draft_start == pytest.approx(alone.draft_start)
+    assert batch.draft_read == pytest.approx(alone.draft_read)
+
+
+def test_every_text_of_a_batch_has_its_own_attention() -> None:
+    """Three texts of 1,088 tokens, of which two check three tokens beside four that are read; counted by hand."""
+    batch = BatchCosts(GROWING)
+    batch.set(writing=3, drafting=2, reading=4, running=3, context=64 + 1024)
+    plain = 1.2 + 3 * 0.3
+    more = (1.6 + 0.4) - 1.6 + 4 * 0.1  # v(11) - v(7), and the attention of four rows
+    assert batch.verify_cost(1) == 1
+    assert batch.verify_cost(3) == pytest.approx(1 + 0.02 * 2 / plain + more * 3 / 2 / plain)
+    assert batch.draft_step == pytest.approx(0.2 * (1.1 + 2 * 0.3) * 3 / 2 / plain)
+    assert batch.draft_read == pytest.approx(0.05 * (1 + 0.3) * 3 / plain)
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_drafts_are_as_long_as_costs_of_long_texts_allow(rule: VerificationRule) -> None:
+    """Where every row of a check costs what its text is long, long texts are not drafted for, and short ones are."""
+    costs = replace(COSTS, context_row=100.0)
+
+    def drafts(prompt_length: int) -> int:
+        drafter = ModelDrafter(SharedFakeModel(), target_vocab_size=VOCAB_SIZE)
+        engine = Engine(SharedFakeModel(), drafter=drafter, costs=lambda: costs, rule=rule)
+        sampling = replace(GREEDY, greedy=rule == "coupled", seed=3)
+        ids = (prompt("abc") * prompt_length)[:prompt_length]
+        handles = [engine.submit(Request(prompt_ids=ids, sampling=sampling)) for _ in range(2)]
+        run(engine, *handles)
+        return sum(handle.speculation.num_drafts for handle in handles if handle.speculation is not None)
+
+    assert drafts(8) > 10
+    assert drafts(200) == 0
 
 
 @given(st.lists(st.integers(1, 1000), max_size=8), st.integers(1, 300))

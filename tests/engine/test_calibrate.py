@@ -141,7 +141,7 @@ def test_what_context_adds_is_measured_for_every_size() -> None:
     steps = measure_steps(model, clock=clock)
     assert steps.plain_s == pytest.approx(11e-3)
     assert steps.costs.verify == pytest.approx([(10 + m) / 11 for m in range(1, 33)])
-    assert (steps.context_step, steps.context_row) == pytest.approx((1 / 11, 0.5 / 11))
+    assert (steps.costs.context_step, steps.costs.context_row) == pytest.approx((1 / 11, 0.5 / 11))
     assert clock.seconds < 3  # most of it for sizes up to 32: nobody reads 1,024 tokens for this
     assert model.tokens_read < 4000
 
@@ -149,14 +149,14 @@ def test_what_context_adds_is_measured_for_every_size() -> None:
 @pytest.mark.parametrize("max_context", [512, 1095])
 def test_models_with_a_short_context_have_no_growth(max_context: int) -> None:
     clock = Clock()
-    assert measure_steps(ReadingModel(clock, max_context), clock=clock).context_step == 0
+    assert measure_steps(ReadingModel(clock, max_context), clock=clock).costs.context_step == 0
 
 
 def test_caches_that_cannot_be_lengthened_have_no_growth() -> None:
     clock = Clock()
     model = SlowModel(clock, 0.01, max_context=4096)
     steps = measure_steps(model, clock=clock)
-    assert (steps.context_step, steps.context_row) == (0, 0)
+    assert (steps.costs.context_step, steps.costs.context_row) == (0, 0)
     assert model.tokens_read < 4000
 
 
@@ -167,16 +167,20 @@ def test_neither_part_of_the_growth_is_less_than_nothing(step: float, row: float
     model = ReadingModel(clock, max_context=2048, first=step, slope=row)
     steps = measure_steps(model, clock=clock)
     if min(step, row) >= 0:
-        assert (steps.context_step, steps.context_row) == pytest.approx((step / 11, row / 11))
+        assert (steps.costs.context_step, steps.costs.context_row) == pytest.approx((step / 11, row / 11))
     else:
-        assert min(steps.context_step, steps.context_row) == 0 < max(steps.context_step, steps.context_row)
-        assert steps.context_step < max(0.0, step) / 11 or step < 0
-        assert steps.context_row < max(0.0, row) / 11 or row < 0
+        assert (
+            min(steps.costs.context_step, steps.costs.context_row)
+            == 0
+            < max(steps.costs.context_step, steps.costs.context_row)
+        )
+        assert steps.costs.context_step < max(0.0, step) / 11 or step < 0
+        assert steps.costs.context_row < max(0.0, row) / 11 or row < 0
 
 
 def test_costs_after_a_context_are_in_units_of_its_plain_step() -> None:
-    steps = StepCosts(2.0, CostModel(0.25, (1.0, 1.0, 1.5), 0.125, 0.0625), 0.25, 0.125)
-    assert steps.at(0) == steps.at(64) == StepCosts(2.0, steps.costs)
+    steps = StepCosts(2.0, CostModel(0.25, (1.0, 1.0, 1.5), 0.125, 0.0625, 0.25, 0.125))
+    assert steps.at(0) == steps.at(64) == StepCosts(2.0, CostModel(0.25, (1.0, 1.0, 1.5), 0.125, 0.0625))
     assert steps.at(64 + 1024) == StepCosts(2.5, CostModel(0.25, (1.0, 1.1, 1.6), 0.125, 0.0625))
     assert steps.at(64 + 4096) == StepCosts(4.0, CostModel(0.25, (1.0, 1.25, 1.75), 0.125, 0.0625))
 
@@ -185,4 +189,4 @@ def test_context_never_makes_steps_cheaper() -> None:
     """Whatever noise says."""
     clock = Clock()
     steps = measure_steps(ReadingModel(clock, max_context=2048, first=-1.0, slope=-0.25), clock=clock)
-    assert (steps.context_step, steps.context_row) == (0, 0)
+    assert (steps.costs.context_step, steps.costs.context_row) == (0, 0)

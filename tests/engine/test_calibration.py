@@ -24,7 +24,7 @@ from draftsmith.types import SamplingParams
 from tests.support.fakes import FakeModel
 from tests.support.fakes import byte_tokenizer as make_tokenizer
 
-GROWING = StepCosts(0.02, CostModel(0.3, (1.0, 1.1, 1.5)), 0.25, 0.125)
+GROWING = StepCosts(0.02, CostModel(0.3, (1.0, 1.1, 1.5), context_step=0.25, context_row=0.125))
 STEPS = StepCosts(0.02, CostModel(0.3, tuple(1 + 0.05 * size for size in range(32)), 0.02))
 
 
@@ -238,7 +238,7 @@ def test_live_costs_are_those_of_the_context() -> None:
     assert [live.verify_cost(m) for m in (1, 2, 3)] == pytest.approx(GROWING.costs.verify)
     for _ in range(100):
         live.see(RoundTimes(0, 0, 0.0, 3 * far.plain_s, context=1030))
-    assert live.steps() == StepCosts(3 * GROWING.plain_s, GROWING.costs, GROWING.context_step, GROWING.context_row)
+    assert live.steps() == StepCosts(3 * GROWING.plain_s, GROWING.costs)
 
 
 @pytest.mark.parametrize(("plain_rounds", "counts"), [(0, True), (1, True), (2, False), (5, False)])

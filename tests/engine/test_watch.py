@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,22 @@ def test_what_is_dearer_than_it_was_is_found(draft_factor: float, check_factor: 
     watch = watched(draft_factor, check_factor, speed=speed)
     assert watch.draft_factor == pytest.approx(draft_factor, rel=0.2)
     assert watch.check_factor == pytest.approx(check_factor, rel=0.2)
+
+
+def test_what_long_texts_cost_is_no_fault_of_the_machine() -> None:
+    """Steps that take what texts of their length take are as expected, also right after steps of short ones."""
+    costs = replace(MEASURED, context_step=0.4, context_row=0.2)
+    watch = StepWatch(costs)
+    for turn in range(200):
+        context = 64 + 1024 * (turn % 3)
+        step, row = costs.growth(context)
+        plain = MEASURED.verify_cost(4) + 4 * step
+        watch.see(BatchStep(4, 4, context=context), 0.0, PLAIN_S * plain)
+        draft = MEASURED.draft_cost(3) * (MEASURED.verify_cost(2) + 2 * step) + 0.05 * 4 * (1 + step)
+        check = MEASURED.verify_cost(8) + 4 * step + 4 * row
+        watch.see(BatchStep(4, 8, 2, 3, 6, context), PLAIN_S * draft, PLAIN_S * check)
+    assert watch.draft_factor == pytest.approx(1)
+    assert watch.check_factor == pytest.approx(1)
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=30, max_size=60))
@@ -97,7 +114,7 @@ def test_the_costs_of_a_batch_are_those_that_were_found() -> None:
     watch = watched(1.5, 2.0)
     costs, before = BatchCosts(MEASURED, watch), BatchCosts(MEASURED)
     for one in (costs, before):
-        one.set(writing=4, drafting=2, reading=0, running=4)
+        one.set(writing=4, drafting=2, reading=0, running=4, context=0)
     assert costs.verify_cost(1) == 1
     assert costs.draft_step == pytest.approx(before.draft_step * watch.draft_factor)
     assert costs.draft_start == pytest.approx(before.draft_start * watch.draft_factor)

@@ -13,6 +13,7 @@ from draftsmith.model.protocol import GREEDY, DraftingModel, DraftRun, KVCache, 
 from draftsmith.optional import fulfils
 from draftsmith.speculate import AutoLength, CostModel, Costs
 from draftsmith.speculate.drafters.model import common_vocabulary, softmax_at
+from draftsmith.speculate.policy import GROWTH, SHORT_TEXT
 from draftsmith.types import Draft, Verdict
 
 __all__ = ["MeasuredLength", "StepCosts", "measure_steps"]
@@ -25,36 +26,21 @@ _FEWEST, _MOST = 4, 24  # times that each size is measured: more than a disturba
 _FEWEST_LATE = 2  # of models so slow that the budget is used up before
 _BUDGET_S = 4.0  # once this is used up, no size is measured again, settled or not
 _AGREEMENT = 1.04  # the two shortest times of a size are at most so far apart when it is settled
-_CONTEXT, _MORE = 64, 1024  # tokens in the cache while measuring, and those added to see what context costs
 _FAR_SIZES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class StepCosts:
     """``plain_s``: seconds of one plain step of the target after a short text; ``costs``: what a draft and a check cost
-    in units of it.
-
-    ``context_step``: what a plain step costs besides for every 1,024 tokens of context, and ``context_row`` each
-    further token of a check, in the same units.
-    """
+    in units of it."""
 
     plain_s: float
     costs: CostModel
-    context_step: float = 0.0
-    context_row: float = 0.0
 
     def at(self, context: int) -> StepCosts:
-        """The same for texts of so many tokens: their plain step, and costs in units of that one.
-
-        The weights are read once for all tokens of a check, but each of them has its own attention, so checks grow
-        dearer than plain steps do. What a model's drafts cost in plain steps is taken to stay, since it has attention
-        too. Beyond a window that all layers have, attention grows no more, which this does not know.
-        """
-        more = max(0, context - _CONTEXT) / _MORE
-        plain = 1 + self.context_step * more
-        row = self.context_row * more
-        verify = tuple((cost + self.context_step * more + row * i) / plain for i, cost in enumerate(self.costs.verify))
-        return StepCosts(self.plain_s * plain, replace(self.costs, verify=verify))
+        """The same for texts of so many tokens; see ``CostModel.at``."""
+        step, _ = self.costs.growth(context)
+        return StepCosts(self.plain_s * (1 + step), self.costs.at(context))
 
 
 class MeasuredLength:
@@ -123,14 +109,19 @@ def measure_steps(
     plain = known[0][1]
     known = [(size, took / plain) for size, took in known]
     verify = _interpolated(_smoothed(known))
-    context = _growth(known, [(size, took / plain) for size, took in _undisturbed(far)]) if far else (0.0, 0.0)
+    costs = CostModel(0.0, verify)
+    if far:
+        context_step, context_row = _growth(known, [(size, took / plain) for size, took in _undisturbed(far)])
+        costs = replace(costs, context_step=context_step, context_row=context_row)
     if not drafts:
-        return StepCosts(plain, CostModel(0.0, verify), *context)
+        return StepCosts(plain, costs)
     first, several, longest = (sorted(timer.seconds)[1] for timer in drafts)
     step = (several - first) / max(1, drafts[1].draws - 1) if drafts[1].draws > 1 else first
     step = min(max(step, first / 2), first)  # anything else is noise
     read = max(0.0, longest - first) / max(1, drafts[2].size - 1)
-    return StepCosts(plain, CostModel(step / plain, verify, read / plain, (first - step) / plain), *context)
+    return StepCosts(
+        plain, replace(costs, draft_step=step / plain, draft_read=read / plain, draft_start=(first - step) / plain)
+    )
 
 
 def _growth(near: Sequence[tuple[int, float]], far: Sequence[tuple[int, float]]) -> tuple[float, float]:
@@ -234,7 +225,7 @@ class _Timer:
 
 def _short_text(model: Model, room: int) -> KVCache:
     """A cache with some tokens, and room for so many more."""
-    context = max(0, min(_CONTEXT, model.max_context - room))
+    context = max(0, min(SHORT_TEXT, model.max_context - room))
     cache = model.new_cache(min(context + room, model.max_context))
     if context:
         model.forward([TokenRun(cache, [0] * context, num_logits=0)])
@@ -245,13 +236,13 @@ def _longer_text(target: Model) -> KVCache | None:
     """Keys and values of a few tokens over and over: a step takes as long whatever they are. None where the model's
     caches cannot do that, its context is too short, or there is no memory for it.
     """
-    context = _CONTEXT + _MORE
+    context = SHORT_TEXT + GROWTH
     if context + _FAR_SIZES[-1] > target.max_context:
         return None
     cache = target.new_cache(context + _FAR_SIZES[-1])
     if not fulfils(cache, RepeatableCache):
         return None
-    target.forward([TokenRun(cache, [0] * _CONTEXT, num_logits=0)])
+    target.forward([TokenRun(cache, [0] * SHORT_TEXT, num_logits=0)])
     try:
         cache.repeat(context)
     except MemoryError:

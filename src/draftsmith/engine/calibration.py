@@ -81,9 +81,9 @@ def read_calibration(path: Path) -> StepCosts | None:
             return None
         verify = tuple(map(float, value["verify"]))
         step, read, start = (float(value[name]) for name in ("draft_step", "draft_read", "draft_start"))
-        costs = CostModel(step, verify, read, start)
-        plain_s, context_step, context_row = (float(value[name]) for name in ("plain_s", "context_step", "context_row"))
-        steps = StepCosts(plain_s, costs, context_step, context_row)
+        context_step, context_row = (float(value[name]) for name in ("context_step", "context_row"))
+        costs = CostModel(step, verify, read, start, context_step, context_row)
+        steps = StepCosts(float(value["plain_s"]), costs)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if _makes_sense(steps) else None
@@ -98,8 +98,8 @@ def write_calibration(path: Path, steps: StepCosts) -> None:
         "draft_read": steps.costs.draft_read,
         "draft_start": steps.costs.draft_start,
         "verify": list(steps.costs.verify),
-        "context_step": steps.context_step,
-        "context_row": steps.context_row,
+        "context_step": steps.costs.context_step,
+        "context_row": steps.costs.context_row,
     }
     with contextlib.suppress(ResourceError), atomic_file(path) as file:
         file.write(json.dumps(value).encode())
@@ -116,7 +116,7 @@ def _far_apart(a: CostModel, b: CostModel) -> bool:
 def _makes_sense(steps: StepCosts) -> bool:
     costs = steps.costs
     numbers = [
-        *(steps.plain_s, steps.context_step, steps.context_row),
+        *(steps.plain_s, costs.context_step, costs.context_row),
         *(costs.draft_step, costs.draft_read, costs.draft_start),
         *costs.verify,
     ]
@@ -125,7 +125,6 @@ def _makes_sense(steps: StepCosts) -> bool:
         and 0 < steps.plain_s < _LONGEST_STEP_S
         and costs.verify[0] == 1
         and list(costs.verify) == sorted(costs.verify)
-        and min(steps.context_step, steps.context_row) >= 0
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from draftsmith.engine.handle import RequestOptions
 from draftsmith.engine.pause import Pause, longest_pause
@@ -42,33 +42,37 @@ class BatchCosts:
     B texts write, D of them are expected to draft, and the same forward reads P tokens of prompts. If each of the D
     checks m tokens, the forward has B + P + D (m - 1) rows, and what these cost above B + P rows is shared by the D, as
     are the steps of the draft model. A unit of cost would elsewhere write one token for each of the B, so the share
-    counts B / D times. What handling a draft takes, all others wait for. These numbers are set before each round;
-    for a text alone, these are the costs as measured, and as ``watch`` has found them to be since, if there is one.
+    counts B / D times. Every row has its own attention, which grows with its text; texts count as long as they are on
+    average. What handling a draft takes, all others wait for. These numbers are set before each round; for a text
+    alone, these are the costs as measured, and as ``watch`` has found them to be since, if there is one.
     """
 
     def __init__(self, costs: CostModel, watch: StepWatch | None = None) -> None:
         self._costs = costs
         self._watch = watch
-        self.set(writing=1, drafting=1, reading=0, running=1)
+        self.set(writing=1, drafting=1, reading=0, running=1, context=0)
 
     def as_measured(self) -> BatchCosts:
         """The same without what has been found since."""
         return BatchCosts(self._costs)
 
-    def set(self, *, writing: int, drafting: int, reading: int, running: int) -> None:
+    def set(self, *, writing: int, drafting: int, reading: int, running: int, context: float) -> None:
         """What the next forward consists of; ``running`` >= ``writing`` >= ``drafting`` >= 1. ``running``: texts that
-        wait while the draft model reads, among them those whose prompts are still to be read.
+        wait while the draft model reads, among them those whose prompts are still to be read. ``context``: tokens that
+        a text has, on average.
         """
         drafts, checks = (self._watch.draft_factor, self._watch.check_factor) if self._watch else (1.0, 1.0)
+        costs = self._costs
         self._drafting, self._first_row = drafting, writing + reading
-        scale = writing / drafting / self._costs.verify_cost(writing)
+        plain, self._row = costs.batch_cost(writing, context), costs.growth(context)[1]
+        scale = writing / drafting / plain
         self._scale = scale * checks
-        self._before = self._costs.verify_cost(self._first_row)
-        together = self._costs.verify_cost(drafting) * scale * drafts
-        self._draft_step, self._draft_start = self._costs.draft_step * together, self._costs.draft_start * together
-        alone = running / self._costs.verify_cost(running) * drafts
-        self._draft_read = self._costs.draft_read * alone  # for one text, not D
-        self._handling = _HANDLING * (writing - 1) / self._costs.verify_cost(writing)
+        self._before = costs.verify_cost(self._first_row)
+        together = costs.batch_cost(drafting, context) * scale * drafts
+        self._draft_step, self._draft_start = costs.draft_step * together, costs.draft_start * together
+        alone = costs.batch_cost(1, context) * running / costs.batch_cost(running, context) * drafts
+        self._draft_read = costs.draft_read * alone  # for one text, not D
+        self._handling = _HANDLING * (writing - 1) / plain
 
     @property
     def draft_step(self) -> float:
@@ -89,8 +93,9 @@ class BatchCosts:
         """What it costs that each of the D checks ``num_tokens`` tokens."""
         if num_tokens == 1:
             return 1.0
-        rows = self._first_row + self._drafting * (num_tokens - 1)
-        return 1.0 + self._handling + (self._costs.verify_cost(rows) - self._before) * self._scale
+        more = self._drafting * (num_tokens - 1)
+        rows = self._costs.verify_cost(self._first_row + more) - self._before + self._row * more
+        return 1.0 + self._handling + rows * self._scale
 
 
 class BatchDrafter:
@@ -176,7 +181,7 @@ class BatchDrafter:
         begin = [task for task in ready if task.policy is None]
         policies = {task: task.policy or self._new_policy(task) for task in ready}
         if begin:  # a text that begins will soon be one of so many
-            self._set(writing=running, drafting=running, reading=0, running=running)
+            self._set(parts, writing=running, drafting=running, reading=0, running=running)
         for task in begin:
             self._begin(task, policies[task])
         self._set_costs(ready, parts, running)
@@ -221,12 +226,12 @@ class BatchDrafter:
             return None
         drafts = [task for task in parts if task.has_draft]
         if not drafts:
-            return BatchStep(len(parts), len(parts))
+            return BatchStep(len(parts), len(parts), context=_mean_context(parts))
         drawn = [task.num_drawn for task in drafts if task.num_drawn]
         if any(task.is_unseen for task in drafts):
             return None
         rows = len(parts) + sum(task.rows(0) for task in drafts)
-        return BatchStep(len(parts), rows, len(drawn), max(drawn, default=0), read)
+        return BatchStep(len(parts), rows, len(drawn), max(drawn, default=0), read, _mean_context(parts))
 
     def _is_due(self, task: Task, running: int, longest: int, *, alone: bool) -> bool:
         """Whether to ask for a draft now. Every text is looked at in every round, so what is quick comes first."""
@@ -261,12 +266,14 @@ class BatchDrafter:
         if self._costs is not None:
             asked, writing = len(ready), sum(task.writing for task in parts)
             drafting = asked if self._together is None else min(asked, max(1, round(self._together)))
-            self._set(writing=writing, drafting=drafting, reading=sum(parts.values()) - writing, running=running)
+            reading = sum(parts.values()) - writing
+            self._set(parts, writing=writing, drafting=drafting, reading=reading, running=running)
 
-    def _set(self, *, writing: int, drafting: int, reading: int, running: int) -> None:
+    def _set(self, parts: Mapping[Task, int], *, writing: int, drafting: int, reading: int, running: int) -> None:
+        context = _mean_context([task for task in parts if task.writing] or parts)
         for costs in (self._costs, self._as_measured):
             if costs is not None:
-                costs.set(writing=writing, drafting=drafting, reading=reading, running=running)
+                costs.set(writing=writing, drafting=drafting, reading=reading, running=running, context=context)
 
     def _count(self, drafted: int) -> None:
         """So many texts have drafted in a round; one without a draft says nothing about who shares its costs."""
@@ -287,6 +294,11 @@ class BatchDrafter:
             self._as_measured = self._as_measured or self._costs.as_measured()
             return AutoLength(self._as_measured)
         return AutoLength(self._costs) if self._learnt is None else self._learnt.successor()
+
+
+def _mean_context(texts: Collection[Task]) -> float:
+    """Tokens that a text has."""
+    return sum(len(task.ids) for task in texts) / max(1, len(texts))
 
 
 def _draft_together(

@@ -7,6 +7,7 @@ may decide where rounds are cut. Sampled texts under the rejection rule get the 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from itertools import accumulate, chain
 
 from draftsmith.engine.calibrate import StepCosts
@@ -156,14 +157,13 @@ class LiveCosts:
         scale = _median(self._plain_speeds) if known else 1.0
         return StepCosts(
             self._steps.plain_s * scale,
-            CostModel(
+            replace(
+                costs,
                 draft_step=costs.draft_step * drafts,
                 verify=verify,
                 draft_read=costs.draft_read * drafts,
                 draft_start=costs.draft_start * drafts,
             ),
-            self._steps.context_step,
-            self._steps.context_row,
         )
 
     def _correct(self) -> None:

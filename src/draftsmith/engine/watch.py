@@ -25,7 +25,8 @@ _LEAST, _MOST = 0.8, 3.0  # a correction beyond is a fault of the clock; to hope
 @dataclass(frozen=True, slots=True)
 class BatchStep:
     """A step in which texts only write. ``rows``: of the target's forward, drafts included. ``drawing`` texts have
-    drafts of a model, of ``drawn`` tokens at most, for which it read ``read`` tokens in all.
+    drafts of a model, of ``drawn`` tokens at most, for which it read ``read`` tokens in all. ``context``: tokens that a
+    text has, on average.
     """
 
     writing: int
@@ -33,6 +34,7 @@ class BatchStep:
     drawing: int = 0
     drawn: int = 0
     read: int = 0
+    context: float = 0.0
 
 
 class StepWatch:
@@ -58,8 +60,10 @@ class StepWatch:
 
     def see(self, step: BatchStep, draft_s: float, check_s: float) -> None:
         """Compare the seconds of a step's drafts and of its forward with those expected of them."""
-        verify, plain = self._costs.verify_cost, self._costs.verify_cost(step.writing)
-        extra = max(0.0, verify(step.rows) - plain)
+        costs, more = self._costs, step.rows - step.writing
+        plain = costs.batch_cost(step.writing, step.context)
+        row = costs.growth(step.context)[1]
+        extra = max(0.0, costs.verify_cost(step.rows) - costs.verify_cost(step.writing) + row * more)
         self._any.append(check_s / (plain + extra * self.check_factor))
         if step.rows == step.writing:
             self._plain.append(check_s / plain)
@@ -69,8 +73,8 @@ class StepWatch:
             return
         self._since_plain += 1
         if step.drawing and (unit := _typical(self._any)):
-            drawing = self._costs.draft_cost(step.drawn) * verify(step.drawing)
-            reading = self._costs.draft_read * max(0, step.read - step.drawing)
+            drawing = costs.draft_cost(step.drawn) * costs.batch_cost(step.drawing, step.context)
+            reading = costs.draft_read * max(0, step.read - step.drawing) * costs.batch_cost(1, step.context)
             self._drafts.see(draft_s / unit, drawing + reading)
         if self._since_plain <= _STALE and (unit := _typical(self._plain)):
             self._checks.see(check_s / unit - plain, extra)

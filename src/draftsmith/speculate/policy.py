@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from draftsmith.types import Draft, Verdict
 
-__all__ = ["CostModel", "Costs", "FixedLength", "LengthPolicy", "TheoryLength", "begin_text"]
+__all__ = ["GROWTH", "SHORT_TEXT", "CostModel", "Costs", "FixedLength", "LengthPolicy", "TheoryLength", "begin_text"]
+
+
+SHORT_TEXT = 64  # tokens: costs are told for texts of that length ...
+GROWTH = 1024  # ... and what so many more of them add
 
 
 class Costs(Protocol):
@@ -42,15 +46,21 @@ class CostModel:
     v(1), v(2), ... where v(m) is the cost of checking m tokens at once; beyond its end v grows on with its last slope.
     ``draft_read`` is what one token more costs that the draft model reads with others: what it missed while it did not
     draft. Measured once by the engine and then fixed, so that a choice never depends on the clock.
+
+    These are costs after a short text, of 64 tokens. ``context_step``: what a plain step costs besides for every 1,024
+    tokens of context more, and ``context_row`` each further token of a check.
     """
 
     draft_step: float
     verify: tuple[float, ...] = (1.0, 1.03, 1.06, 1.1, 1.14, 1.18, 1.22, 1.26)
     draft_read: float = 0.0
     draft_start: float = 0.0
+    context_step: float = 0.0
+    context_row: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.draft_step, self.draft_read, self.draft_start) < 0 or not self.verify or min(self.verify) <= 0:
+        others = (self.draft_step, self.draft_read, self.draft_start, self.context_step, self.context_row)
+        if min(others) < 0 or not self.verify or min(self.verify) <= 0:
             raise ValueError(f"costs must be positive: {self}")
 
     def verify_cost(self, num_tokens: int) -> float:
@@ -64,6 +74,26 @@ class CostModel:
     def draft_cost(self, num_drawn: int) -> float:
         """What a model's draft of so many tokens costs."""
         return self.draft_start + num_drawn * self.draft_step if num_drawn else 0.0
+
+    def growth(self, context: float) -> tuple[float, float]:
+        """What ``context`` tokens add to a plain step, and to each further token of a check."""
+        more = max(0.0, context - SHORT_TEXT) / GROWTH
+        return self.context_step * more, self.context_row * more
+
+    def batch_cost(self, num_texts: int, context: float) -> float:
+        """What it costs that so many texts of ``context`` tokens on average write one token each."""
+        return self.verify_cost(num_texts) + num_texts * self.growth(context)[0]
+
+    def at(self, context: float) -> CostModel:
+        """The same for texts of so many tokens, in units of their plain step.
+
+        The weights are read once for all tokens of a check, but each of them has its own attention, so checks grow
+        dearer than plain steps do. What a model's drafts cost in plain steps is taken to stay, since it has attention
+        too. Beyond a window that all layers have, attention grows no more, which this does not know.
+        """
+        step, row = self.growth(context)
+        verify = tuple((cost + step + row * i) / (1 + step) for i, cost in enumerate(self.verify))
+        return replace(self, verify=verify, context_step=0.0, context_row=0.0)
 
 
 class LengthPolicy(Protocol):
