@@ -101,11 +101,14 @@ class DrafterByCosts(BatchDrafter):
         drafts = [task for task in parts if task.has_draft]
         drawn = [task.num_drawn for task in drafts if task.num_drawn]
         read = sum(task.drafter_read - before for task, before in read_before.items()) - len(drawn)
-        verify, rows, writing = self._told.verify_cost, sum(parts.values()), sum(task.writing for task in parts)
-        checks = verify(rows + sum(task.rows(0) for task in drafts)) - verify(rows)
-        drawing = self._told.draft_cost(max(drawn)) * verify(len(drawn)) if drawn else 0.0
-        self._draft_s = UNIT_S * self._error * (drawing + self._told.draft_read * max(0, read))
-        self._check_s = UNIT_S * ((verify(writing) if writing else 0.0) + self._error * checks)
+        told, rows, writes = self._told, sum(parts.values()), [task for task in parts if task.writing]
+        context = sum(len(task.ids) for task in writes) / max(1, len(writes))
+        more = sum(task.rows(0) for task in drafts)
+        checks = told.verify_cost(rows + more) - told.verify_cost(rows) + more * told.growth(context)[1]
+        drawing = told.draft_cost(max(drawn)) * told.batch_cost(len(drawn), context) if drawn else 0.0
+        reading = told.draft_read * max(0, read) * told.batch_cost(1, context)
+        self._draft_s = UNIT_S * self._error * (drawing + reading)
+        self._check_s = UNIT_S * ((told.batch_cost(len(writes), context) if writes else 0.0) + self._error * checks)
         self.num_drafts += len(drafts)
         return failed
 
@@ -218,7 +221,7 @@ def main() -> int:
     head = ["costs / as told", "chats at once", "drafting / plain, first chats", "all chats", "tokens", "drafts"]
     lines = [[r["error"], r["size"], r["first"], r["all"], int(r["tokens"]), int(r["drafts"])] for r in rows]
     told = {"draft_step": costs.draft_step, "draft_read": costs.draft_read, "verify": list(costs.verify)}
-    told |= {"told": list(believed.verify)}
+    told |= {"told": list(believed.verify), "context_step": costs.context_step, "context_row": costs.context_row}
     name = options.target.rsplit("/", 1)[-1].removesuffix(".gguf")
     result = {"target": name, "draft": options.draft.rsplit("/", 1)[-1], "costs": told, "rows": rows}
     report(f"Many chats at once, by costs: {name}", [table(head, lines)], result, options.record)

@@ -232,7 +232,10 @@ def share_costs(drafts: Sequence[Draft]) -> None:
     by_model: dict[int, StepCosts] = {}
     for draft in drafts:
         measured = draft.calibration.steps
-        costs = dataclasses.replace(measured.costs, verify=first.costs.verify)
+        told = first.costs
+        costs = dataclasses.replace(
+            measured.costs, verify=told.verify, context_step=told.context_step, context_row=told.context_row
+        )
         shared = dataclasses.replace(first, plain_s=measured.plain_s, costs=costs)
         if draft.loaded.model is not None:
             shared = by_model.setdefault(id(draft.loaded.model), shared)

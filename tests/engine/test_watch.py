@@ -142,6 +142,9 @@ def test_the_engine_tells_what_its_steps_were(monkeypatch: pytest.MonkeyPatch) -
     assert all(3 < step.rows <= 3 + 3 * step.drawn for step in together)
     assert all(step.read >= step.drawing for step, *_ in seen)
     assert all((step.rows > step.writing) is (step.drawing > 0) for step, *_ in seen)
+    contexts = [step.context for step, *_ in seen if step.writing == 3]
+    assert contexts == sorted(contexts)
+    assert len(prompt("abc")) < contexts[0] < contexts[-1] <= len(prompt("abc")) + (GREEDY.max_new_tokens or 0)
 
 
 def test_a_forward_that_went_wrong_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,11 @@ def test_prompts_between_given_replies() -> None:
     assert parse_prompts_between({"turns": ["a"]}) == [(Message("user", "a"),)]
     with pytest.raises(BadRow, match="turns without the replies between them"):
         parse_prompts_between({"turns": ["a", "b"]})
-    with pytest.raises(BadRow, match="two messages from the user follow each other"):
-        parse_prompts_between({"messages": [{"role": "user", "content": text} for text in "ab"]})
+    for roles in ("uu", "au", "aua", "usu", "uasu", "uaa"):
+        names = {"u": "user", "a": "assistant", "s": "system"}
+        said = [(names[role], role) for role in roles]
+        with pytest.raises(BadRow, match=r"^has a message from the \w+ where"):
+            parse_prompts_between({"messages": [{"role": role, "content": text} for role, text in said]})
 
 
 _WORDS = (

@@ -156,6 +156,21 @@ def test_any_endpoint_serves_where_no_logprobs_are_asked_for(writer: EndpointWri
     assert completion.token_ids == (*writer.tokenizer.encode("ab", add_bos=False), EOS)
 
 
+def test_what_runs_into_a_stop_string_did_not_end(writer: EndpointWriter) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        bodies.append(body)
+        return 200, {"choices": [{"text": "ab\n\nUSER: more", "finish_reason": "stop"}]}
+
+    with stub(answer) as address:
+        params = SamplingParams(greedy=True, stop=("USER:", "\n\nUSER:", "none"))
+        [completion] = replace(writer, address=address).generate([[1]], [params])
+    assert "stop" not in bodies[0]  # a server that ends there says no more of it than of a text that ended
+    assert (completion.text, completion.finish_reason) == ("ab", "stop")
+    assert list(completion.token_ids) == writer.tokenizer.encode("ab\n\nUSER:", add_bos=False)
+
+
 @pytest.mark.parametrize(
     ("status", "value", "error", "said"),
     [

@@ -151,9 +151,11 @@ def test_prompts_come_once_and_bad_ones_are_told(tmp_path: Path) -> None:
     assert read_prompts([replace(source, limit=1)], pytest.fail) == prompts("what  now")
     path.write_text('{"prompt": "a"}\n{"odd": 1}\nno json\n')
     told: list[str] = []
-    with pytest.raises(UsageError, match="2 rows hold no prompt, and nothing was generated"):
+    with pytest.raises(UsageError, match="2 rows cannot be used as prompts, and nothing was generated"):
         read_prompts([source], told.append)
     assert [line.split(":")[0] for line in told] == [f"{path}, row 2", f"{path}, row 3"]
+    assert read_prompts([source], told.append, skip=True) == prompts("a")
+    assert len(told) == 4
 
 
 class MadeUp(FewReplies):

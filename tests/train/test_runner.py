@@ -249,6 +249,11 @@ def test_the_audit_shows_grey_what_is_not_learnt(place: Path, capsys: pytest.Cap
     assert "\x1b[2m### Input:\nsay 0\n\n### Response:\n\x1b[0mabc 0 def<|im_end|>" in out
     assert "sft: 24 rows, 24 documents" in out
     assert not (place / "out").exists()
+    assert main(["train", "r.toml", "--audit", "0", "dpo.data=['pairs.jsonl', 'stage:replies']"]) == 0
+    out = capsys.readouterr().out
+    assert "dpo: stage:replies is not made yet, and not looked at\ndpo: 8 rows, 16 documents" in out
+    assert "distill: stage:replies is not made yet" in out
+    assert "distill: 0 rows" not in out
     long = ["sft.max_length=1025", "sft.batch_tokens=1025", "--audit", "0"]
     assert main(["train", "r.toml", "--stage", "sft", *long]) == 2  # the context that extend will give it
     assert "sft.max_length is 1025, but the model's context is 1024" in capsys.readouterr().err

@@ -116,7 +116,11 @@ def _audit(recipe: Recipe, only: str | None, count: int, terminal: Terminal) -> 
     if count < 0:
         raise UsageError(f"--audit is {count}; it must be 0 (counts only) or more")
     problems = 0
-    for name, plan in audited_stages(recipe, only):
+    for name, plan, awaited in audited_stages(recipe, only):
+        for reference in awaited:
+            terminal.line(f"{name}: {reference} is not made yet, and not looked at")
+        if not plan.sources:
+            continue
         summary = summarise(plan, count)
         problems += len(summary.problems) if plan.bad_rows == "stop" else 0
         for number, documents in enumerate(summary.shown, start=1):

@@ -146,11 +146,13 @@ class Generation:
         return sum(choice.num_tokens for choice in self.choices)
 
     def _cost(self, choice: Choice, written: Round) -> float:
-        """What a round should have cost; the first one reads the prompt, with a draft or without."""
+        """What a round should have cost, in plain steps of its context; the first one reads the prompt, with a draft or
+        without."""
         if self._costs is None or not choice.num_tokens:
             return 0.0
         k = written.num_draft_tokens
-        return k * self._costs.draft_step + self._costs.verify_cost(k + 1)
+        context = len(choice.handle.request.prompt_ids) + choice.num_tokens
+        return k * self._costs.draft_step + self._costs.check_cost(k + 1, context)
 
     @property
     def expected_speedup(self) -> float | None:

@@ -84,6 +84,11 @@ class CostModel:
         """What it costs that so many texts of ``context`` tokens on average write one token each."""
         return self.verify_cost(num_texts) + num_texts * self.growth(context)[0]
 
+    def check_cost(self, num_tokens: int, context: float) -> float:
+        """v(num_tokens) for a text of so many tokens, in its plain steps."""
+        step, row = self.growth(context)
+        return (self.verify_cost(num_tokens) + step + row * (num_tokens - 1)) / (1 + step)
+
     def at(self, context: float) -> CostModel:
         """The same for texts of so many tokens, in units of their plain step.
 
@@ -91,8 +96,7 @@ class CostModel:
         dearer than plain steps do. What a model's drafts cost in plain steps is taken to stay, since it has attention
         too. Beyond a window that all layers have, attention grows no more, which this does not know.
         """
-        step, row = self.growth(context)
-        verify = tuple((cost + step + row * i) / (1 + step) for i, cost in enumerate(self.verify))
+        verify = tuple(self.check_cost(size, context) for size in range(1, len(self.verify) + 1))
         return replace(self, verify=verify, context_step=0.0, context_row=0.0)
 
 

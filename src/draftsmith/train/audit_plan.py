@@ -15,8 +15,9 @@ from draftsmith.train.schema import DpoStage, ExtendStage, Stage, TrainingStage
 __all__ = ["audited_stages"]
 
 
-def audited_stages(recipe: Recipe, only: str | None) -> Iterator[tuple[str, DataPlan]]:
-    """(name, what it trains on) for each stage that learns, or for ``only`` one.
+def audited_stages(recipe: Recipe, only: str | None) -> Iterator[tuple[str, DataPlan, tuple[str, ...]]]:
+    """(name, what it trains on, what of that other stages have yet to make) for each stage that learns, or for ``only``
+    one. What is yet to be made is not in the plan.
 
     The tokenizer is that of the first model that is there along the way a stage's model comes from: training changes no
     tokenizer. Raises UsageError when there is no such stage, or when its documents may be longer than the context
@@ -37,10 +38,11 @@ def audited_stages(recipe: Recipe, only: str | None) -> Iterator[tuple[str, Data
             )
         tokenizer = checkpoint.tokenizer()
         choice = stage.prompt_format or recipe.inherited_format(stage)
+        awaited = tuple(source.path for source in stage.data if recipe.awaits(source.path))
         yield (
             stage.name,
             DataPlan(
-                sources=recipe.located(stage.data),
+                sources=recipe.located(source for source in stage.data if source.path not in awaited),
                 tokenizer=tokenizer,
                 prompt_format=choose_format(tokenizer, choice),
                 max_length=stage.max_length,
@@ -48,6 +50,7 @@ def audited_stages(recipe: Recipe, only: str | None) -> Iterator[tuple[str, Data
                 bad_rows=stage.bad_rows,
                 group=2 if isinstance(stage, DpoStage) else 1,
             ),
+            awaited,
         )
 
 

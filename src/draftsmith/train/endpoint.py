@@ -63,7 +63,8 @@ class EndpointWriter:
             choice = answer["choices"][0]
             text, finish = str(choice["text"]), choice["finish_reason"]
             if params.logprobs is None:
-                ids, logprobs = self._encoded(text, finish), None
+                text, ids, finish = self._encoded(text, finish, params.stop)
+                logprobs = None
             else:
                 logprobs = _logprobs(choice["logprobs"] or {}, params.logprobs)
                 ids = tuple(entry.token_id for entry in logprobs)
@@ -89,10 +90,13 @@ class EndpointWriter:
             logprobs=logprobs,
         )
 
-    def _encoded(self, text: str, finish: str) -> tuple[int, ...]:
-        """The ids of a text, and the token that ends it if it was ended."""
-        ids = self.tokenizer.encode(text, add_bos=False)
-        return (*ids, *(self.tokenizer.eos_ids[:1] if finish == "stop" else ()))
+    def _encoded(self, text: str, finish: str, stops: Sequence[str]) -> tuple[str, tuple[int, ...], str]:
+        """A text up to the first of ``stops``, its ids with those of that stop, or else with the token that ends it if
+        it was ended; and how it was."""
+        begin, stop = min(((text.find(stop), stop) for stop in stops if stop in text), default=(len(text), ""))
+        ids = self.tokenizer.encode(text[:begin] + stop, add_bos=False)
+        ended = finish == "stop" and not stop
+        return text[:begin], (*ids, *(self.tokenizer.eos_ids[:1] if ended else ())), "stop" if stop else finish
 
     def _ask(self, body: Mapping[str, Any]) -> Any:
         headers = {"Content-Type": "application/json", "User-Agent": "draftsmith"}
@@ -127,7 +131,7 @@ def _body(model: str, prompt: Sequence[int], params: SamplingParams, room: int) 
         "temperature": 0.0 if params.greedy else params.temperature,
         "top_p": 1.0 if params.greedy else params.top_p,
         "seed": params.seed,
-        "stop": list(params.stop),
+        "stop": list(params.stop) if params.logprobs is not None else None,  # or nothing tells an end from a stop
     }
     if params.top_k and not params.greedy:
         body["top_k"] = params.top_k  # not in OpenAI's own list; asked for only where it is set

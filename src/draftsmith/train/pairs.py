@@ -24,32 +24,34 @@ def pairs_of_replies(
     """(file, number from 1, (chosen, rejected)) for each reply that does not end with one of ``eos_ids`` though another
     to the same prompt does. Those that end take turns where one prompt has several.
 
-    The files are read twice, and only what may be in pairs is held. Raises what ``read_parts`` raises.
+    The files are read twice, and only what is in pairs is held. Raises what ``read_parts`` raises.
     """
-    unended = {prompt for _, _, prompt, document in _replies(files, fingerprint) if not _ends(document, eos_ids)}
+    ends: defaultdict[PromptIds, set[bool]] = defaultdict(set)
+    for _, _, prompt, document in _replies(files, fingerprint):
+        ends[prompt].add(_ends(document, eos_ids))
+    both = {prompt for prompt, found in ends.items() if len(found) == 2}
     ended: defaultdict[PromptIds, list[Document]] = defaultdict(list)
     others: list[tuple[Path, int, PromptIds, Document]] = []
     for file, number, prompt, document in _replies(files, fingerprint):
-        if prompt not in unended:
-            continue
-        if _ends(document, eos_ids):
-            ended[prompt].append(document)
-        else:
-            others.append((file, number, prompt, document))
+        if prompt in both:
+            kept = Document(document.ids.copy(), document.mask.copy())  # so that the rest of the part can go
+            if _ends(document, eos_ids):
+                ended[prompt].append(kept)
+            else:
+                others.append((file, number, prompt, kept))
     turn: defaultdict[PromptIds, int] = defaultdict(int)
     for file, number, prompt, document in others:
-        if prompt in ended:
-            chosen = ended[prompt][turn[prompt] % len(ended[prompt])]
-            turn[prompt] += 1
-            yield file, number, (chosen, document)
+        chosen = ended[prompt][turn[prompt] % len(ended[prompt])]
+        turn[prompt] += 1
+        yield file, number, (chosen, document)
 
 
 def _replies(files: Sequence[Path], fingerprint: str) -> Iterator[tuple[Path, int, PromptIds, Document]]:
-    """Every reply with its place and the ids before it, without the target's log-probabilities."""
+    """Every reply with its place and the ids before it."""
     for file in files:
         for number, document in enumerate(read_parts(file, fingerprint), start=1):
             prompt = tuple(document.ids[: int(document.mask.argmax())].tolist())
-            yield file, number, prompt, Document(document.ids.copy(), document.mask.copy())
+            yield file, number, prompt, document
 
 
 def _ends(document: Document, eos_ids: Collection[int]) -> bool:

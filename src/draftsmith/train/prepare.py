@@ -89,7 +89,8 @@ def prepare(plan: DataPlan, folder: Path, tell: Tell) -> TokenStore:
             raise UsageError(f'{what}, and nothing was trained; mend or remove the rows, or set bad_rows = "skip"')
         if rows == problems + skipped:
             names = ", ".join(source.path for source in plan.sources)
-            advice = _NO_PAIRS if plan.group == 2 and any(map(_is_target, plan.sources)) else "check the data"
+            no_pairs = rows == 0 and plan.group == 2 and any(map(_is_target, plan.sources))
+            advice = _NO_PAIRS if no_pairs else "check the data"
             raise UsageError(f"no row of {names} is left to train on ({what}, {skipped} are too long); {advice}")
         return writer.finish({"rows": rows, "bad_rows": problems, "too_long": skipped})
 

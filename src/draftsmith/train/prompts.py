@@ -45,10 +45,12 @@ class Writer(Protocol):
     ) -> list[Completion]: ...
 
 
-def read_prompts(sources: Iterable[DataSource], tell: Tell, given: bool = False) -> list[tuple[Message, ...]]:
+def read_prompts(
+    sources: Iterable[DataSource], tell: Tell, *, given: bool = False, skip: bool = False
+) -> list[tuple[Message, ...]]:
     """The prompts of all sources, each once, in order; ``given``: those between a row's replies, which stay.
 
-    Raises UsageError, after telling each bad row.
+    Bad rows are told; then, unless they are to be skipped, raises UsageError.
     """
     seen: set[str] = set()
     prompts: list[tuple[Message, ...]] = []
@@ -66,8 +68,11 @@ def read_prompts(sources: Iterable[DataSource], tell: Tell, given: bool = False)
                 if (key := prompt_key(messages)) not in seen:
                     seen.add(key)
                     prompts.append(messages)
-    if problems:
-        raise UsageError(f"{problems} rows hold no prompt, and nothing was generated; mend or remove them")
+    if problems and not skip:
+        raise UsageError(
+            f"{problems} rows cannot be used as prompts, and nothing was generated; mend or remove them, or set "
+            'bad_rows = "skip"'
+        )
     return prompts
 
 

@@ -72,6 +72,10 @@ class Recipe:
         beside = self.path.parent / reference
         return str(beside) if beside.exists() or ("*" in beside.name and beside.parent.is_dir()) else reference
 
+    def awaits(self, reference: str) -> bool:
+        """Whether this is what a stage makes, and it has not made it yet. Raises what ``locate`` raises."""
+        return reference.startswith(STAGE_PREFIX) and not Path(self.locate(reference)).exists()
+
     def model_of(self, stage: Stage) -> str:
         """The reference of the model that a stage starts from. Raises UsageError when there is none."""
         if stage.model is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import dropwhile
 from typing import Any
 
 from draftsmith.train.schema import DataFormat
@@ -91,15 +91,18 @@ def parse_prompt(values: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def parse_prompts_between(values: Mapping[str, Any]) -> list[tuple[Message, ...]]:
     """Every user turn of a row with what stands before it, the row's replies included. Raises BadRow."""
-    every = parse_prompt(values)
-    if sum(message.role == "user" for message in every) == 1:
-        return [every]
+    asked = parse_prompt(values)
     if isinstance(values.get("turns"), list):
-        raise BadRow('has turns without the replies between them; expected messages, or turns = "written"')
+        if sum(message.role == "user" for message in asked) > 1:
+            raise BadRow('has turns without the replies between them; expected messages, or turns = "written"')
+        return [asked]
+    if _recognise(values) not in ("messages", "sharegpt"):
+        return [asked]
     every = _messages(values, "messages" if "messages" in values else "conversations")
-    for before, message in pairwise(every):
-        if before.role == message.role:
-            raise BadRow(f"two messages from the {message.role} follow each other; expected a reply between turns")
+    for place, message in enumerate(dropwhile(lambda message: message.role == "system", every)):
+        expected = ("user", "assistant")[place % 2]
+        if message.role != expected:
+            raise BadRow(f"has a message from the {message.role} where one from the {expected} was expected")
     return [every[: end + 1] for end, message in enumerate(every) if message.role == "user"]
 
 

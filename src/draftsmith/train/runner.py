@@ -166,7 +166,8 @@ def _made(stage: Stage, model: str, place: Workplace, own: World) -> tuple[Learn
 
 
 def _generate(stage: GenerateStage, model: str, place: Workplace) -> dict[str, Any]:
-    prompts = read_prompts(map(place.find_data, stage.prompts), place.tell, given=stage.turns == "given")
+    given, skip = stage.turns == "given", stage.bad_rows == "skip"
+    prompts = read_prompts(map(place.find_data, stage.prompts), place.tell, given=given, skip=skip)
     writer = load_writer(stage, model)
     if stage.num_prompts:
         prompts += write_prompts(writer, stage, place.folder / "prompts.jsonl", place.tell)

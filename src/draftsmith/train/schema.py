@@ -264,6 +264,7 @@ class GenerateStage(Stage):
     prompts: tuple[DataSource, ...] = ()
     num_prompts: int = 0
     prompt_starts: tuple[str, ...] = ()
+    bad_rows: Literal["stop", "skip"] = "stop"
     turns: Literal["written", "given"] = "written"
     samples: int = 1
     greedy_share: float = 0.0
