@@ -64,7 +64,7 @@ def test_replies_are_those_of_one_process_and_finished_parts_are_kept(recipe: Pa
     assert parts(tmp_path / "out" / "replies") == expected
     told = [line for line in done.stderr.splitlines() if "answered" in line]
     assert len(told) == 2  # the part that was there was not written again
-    assert told[-1] == "replies: 5 of 5 prompts answered"
+    assert told[-1] == "replies: 5 of 5 written"
 
 
 @needs_ray

@@ -304,7 +304,7 @@ def test_processes_write_what_one_would(llm: LLM, tmp_path: Path) -> None:
     told: list[str] = []
     write_replies_together(llm.name, stage, asked, tmp_path / "two", told.append)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    assert told[-1] == "5 of 5 prompts answered"
+    assert told[-1] == "5 of 5 written"
 
 
 def test_a_share_of_the_replies_is_greedy(llm: LLM, tmp_path: Path) -> None:

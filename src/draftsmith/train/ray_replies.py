@@ -30,7 +30,7 @@ def write_replies_on_ray(
     for number, content in on_ray(partial(_start, seen_from_anywhere(model), stage, parts), missing, workers):
         keep_part(parts[number], content, folder)
         answered += len(parts[number].jobs)
-        tell(f"{answered} of {count_jobs(parts)} prompts answered")
+        tell(f"{answered} of {count_jobs(parts)} written")
     return result_of(prompts, parts, folder)
 
 

@@ -113,7 +113,7 @@ def write_replies(
     for part in parts:
         if not part.is_in(folder):
             keep_part(part, packed_replies(writer, stage, part), folder)
-        tell(f"{sum(len(p.jobs) for p in parts[: part.number + 1])} of {count_jobs(parts)} prompts answered")
+        tell(f"{sum(len(p.jobs) for p in parts[: part.number + 1])} of {count_jobs(parts)} written")
     return result_of(prompts, parts, folder)
 
 
@@ -130,7 +130,7 @@ def write_replies_together(
             done, running = wait(running, TELL_EVERY_S)
             for future in done:
                 future.result()
-            tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {count_jobs(parts)} prompts answered")
+            tell(f"{sum(len(p.jobs) for p in parts if p.is_in(folder))} of {count_jobs(parts)} written")
     return result_of(prompts, parts, folder)
 
 
