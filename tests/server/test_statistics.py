@@ -102,11 +102,17 @@ def test_the_speed_up_to_be_expected_follows_from_rounds_and_costs() -> None:
     assert generation.num_reply_tokens == 8
 
 
-async def _replayed() -> Generation:
-    request = Request(prompt_ids=(97,), sampling=SamplingParams(seed=0))
+def test_the_speed_up_to_be_expected_of_a_long_text_counts_what_its_checks_cost() -> None:
+    """A token more of a check costs 1.25 above a plain step after 1,088 tokens; by 1 % more at the end of the text."""
+    generation = asyncio.run(_replayed(64 + 1024, context_row=1.0))
+    assert generation.expected_speedup == pytest.approx(7 / (1 + 3 * (0.25 + 2.25)), rel=0.01)
+
+
+async def _replayed(num_prompt: int = 1, context_row: float = 0.0) -> Generation:
+    request = Request(prompt_ids=(97,) * num_prompt, sampling=SamplingParams(seed=0))
     handle = Handle(request, "lookup", None)
     reader = ReplyReader(byte_tokenizer(), ())
-    generation = Generation(Metrics("tiny"), 1.0, CostModel(0.25, (1.0, 1.25)))
+    generation = Generation(Metrics("tiny"), 1.0, CostModel(0.25, (1.0, 1.25), context_row=context_row))
     generation.choices.append(Choice(handle, reader))
     rounds = [Round((97,), 0, 0), Round((98,), 0, 0), *[Round((98, 99), 1, 1)] * 2, Round((98, 99), 1, 1, "length")]
     for written in rounds:

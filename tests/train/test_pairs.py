@@ -116,6 +116,11 @@ def test_what_cannot_be_a_pair_is_told(tmp_path: Path) -> None:
     assert str(problem).startswith(f"{tmp_path}/replies/part-00000.safetensors, row 3: has 11 tokens, but max_length")
     store = prepare(plan(tmp_path / "replies", tiny, too_long="skip"), tmp_path / "store", lambda _: None)
     assert (len(store), store.group, store.report["too_long"]) == (1, 2, 1)
+    # there is a pair: what is missing is room, not samples
+    longer = [reply([1, 2], [5] * 9), reply([1, 2], [5] * 8 + [EOS])]
+    write(tmp_path / "longer", longer, fingerprint=fingerprint)
+    with pytest.raises(UsageError, match=r"1 are too long\); check the data"):
+        prepare(plan(tmp_path / "longer", tiny, too_long="skip"), tmp_path / "store", lambda _: None)
     write(tmp_path / "ended", [reply([1, 2], [5, EOS]), reply([1, 2], [6, EOS])], fingerprint=fingerprint)
     with pytest.raises(UsageError, match=r"is left to train on.*some ended and some did not; give more samples"):
         prepare(plan(tmp_path / "ended", tiny), tmp_path / "store", lambda _: None)

@@ -158,6 +158,8 @@ def test_every_stage_runs_end_to_end(place: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "r.toml"]) == 0
     assert "sft: done before" in capsys.readouterr().err
     assert (place / "out/sft/model.safetensors").stat().st_mtime_ns == before
+    assert main(["train", "r.toml", "--audit", "0"]) == 0
+    assert "not made yet" not in capsys.readouterr().out
 
 
 def test_a_context_can_be_extended_without_training(place: Path) -> None:
